@@ -1,0 +1,30 @@
+"""The one place that touches TVM names which move between releases.
+
+Seen moving so far: ``tvm.tir`` -> ``tvm.tirx``, schedules -> ``tvm.s_tir``,
+``relax.Constant`` -> ``tvm.ir.GenericConst``, string targets -> dict targets. Importing this
+module imports TVM (about 3 s), so nothing on the command line's start-up path may.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax, s_tir, te, tirx, topi
+
+if TYPE_CHECKING:
+    from tvmx.targets import Target
+
+__all__ = ["make_target", "build_module", "relax", "s_tir", "te", "tirx", "topi", "tvm"]
+
+VERSION: str = tvm.__version__
+
+
+def make_target(target: Target) -> Any:
+    """The ``tvm.target.Target`` of a tvmx target."""
+    return tvm.target.Target(target.tvm_config())
+
+
+def build_module(mod: Any, target: Target) -> Any:
+    """Compile an IRModule of scheduled PrimFuncs to a runtime module (LLVM code, not linked)."""
+    return tvm.tirx.build(mod, target=make_target(target))

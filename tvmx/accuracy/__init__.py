@@ -1,0 +1,18 @@
+"""Calibration and evaluation data, and the metric accuracy drops are told in."""
+
+from tvmx.accuracy._data import load_data
+from tvmx.accuracy._metric import Score, agreement, drop, score, top1
+from tvmx.accuracy._samples import Dataset, Feed, InputSpec, Samples
+
+__all__ = [
+    "Dataset",
+    "Feed",
+    "InputSpec",
+    "Samples",
+    "Score",
+    "agreement",
+    "drop",
+    "load_data",
+    "score",
+    "top1",
+]

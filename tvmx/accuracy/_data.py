@@ -1,0 +1,160 @@
+"""Read the npz given as ``--data``: check every array, then split by the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tvmx.accuracy._samples import Array, Dataset, InputSpec, Samples, batch_size, sample_shape
+from tvmx.errors import DataError, UsageError
+
+_FORMAT = "an .npz with `calibration`, `inputs` and, if there are any, `labels`"
+_DAMAGE = (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)
+
+
+def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Dataset:
+    """Read, check and split an npz file for a model.
+
+    A model with one input has the arrays ``calibration`` and ``inputs``; one with several
+    has ``calibration_<name>`` and ``inputs_<name>`` for each. Their rows are samples: shape
+    ``(samples, *model input shape without its batch)`` in the model's dtype. ``labels`` is
+    ``(samples,)``, integers from 0. Inputs and labels are split into two halves by ``seed``.
+    Nothing in the file is unpickled.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: the file is damaged; an array is missing, unknown, empty, of another shape
+            or dtype, or holds NaN or infinity (array and first index are named); labels do
+            not fit; there are fewer than two samples.
+    """
+    arrays = _read(path)
+    names = _array_names(model_inputs)
+    _check_names(path, arrays, [n for pair in names.values() for n in pair])
+    batch_size(list(model_inputs))
+    for spec in model_inputs:
+        for array_name in names[spec.name]:
+            _check_array(path, array_name, arrays[array_name], spec)
+    calibration = Samples({name: arrays[pair[0]] for name, pair in names.items()})
+    inputs = {name: arrays[pair[1]] for name, pair in names.items()}
+    _check_lengths(path, {names[n][0]: a for n, a in calibration.inputs.items()})
+    _check_lengths(path, {names[n][1]: a for n, a in inputs.items()})
+    samples = Samples(inputs, _labels(path, arrays, len(next(iter(inputs.values())))))
+    visible, held_out = _split(path, samples, seed)
+    return Dataset(calibration, visible, held_out, _digest(arrays))
+
+
+def _read(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UsageError(f"data file {path} {what}", hint=f"--data takes {_FORMAT}")
+    try:
+        # np.load takes anything that is no archive for a pickle, and says so confusingly.
+        if not zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} is not an npz file, or a truncated one", hint=f"give {_FORMAT}"
+            )
+        loaded = np.load(path, allow_pickle=False)
+    except _DAMAGE as err:
+        raise DataError(f"{path} cannot be read: {err}", hint=f"give {_FORMAT}") from err
+    arrays = {}
+    with loaded:
+        for name in loaded.files:
+            try:
+                arrays[name] = loaded[name]
+            except _DAMAGE as err:
+                raise DataError(f"{path}: array {name!r} cannot be read: {err}") from err
+    return arrays
+
+
+def _array_names(specs: Sequence[InputSpec]) -> dict[str, tuple[str, str]]:
+    """Input name -> names of its calibration and evaluation arrays."""
+    if len(specs) == 1:
+        return {specs[0].name: ("calibration", "inputs")}
+    return {spec.name: (f"calibration_{spec.name}", f"inputs_{spec.name}") for spec in specs}
+
+
+def _check_names(path: Path, arrays: dict[str, Array], wanted: list[str]) -> None:
+    expected = f"expected are {', '.join(wanted)} and optionally labels"
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: missing {', '.join(missing)}; the file holds "
+            f"{', '.join(arrays) or 'no arrays'}",
+            hint=expected,
+        )
+    unknown = [name for name in arrays if name not in (*wanted, "labels")]
+    if unknown:
+        raise DataError(f"{path}: unknown arrays {', '.join(unknown)}", hint=expected)
+
+
+def _check_array(path: Path, name: str, array: Array, spec: InputSpec) -> None:
+    if array.dtype != np.dtype(spec.dtype):
+        raise DataError(
+            f"{path}: {name} is {array.dtype}, the model's input {spec.name!r} is {spec.dtype}",
+            hint=f"save {name}.astype({str(spec.dtype)!r})",
+        )
+    one = sample_shape(spec)
+    if array.ndim != len(one) + 1 or array.shape[1:] != one:
+        raise DataError(
+            f"{path}: {name} has shape {list(array.shape)}, the model's input {spec.name!r} "
+            f"needs {_text(('samples', *one))}"
+        )
+    if len(array) == 0:
+        raise DataError(f"{path}: {name} is empty")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise DataError(
+            f"{path}: {name}{_text(index)} is {array[index]}; every value must be finite"
+        )
+
+
+def _check_lengths(path: Path, arrays: dict[str, Array]) -> None:
+    if len({len(array) for array in arrays.values()}) > 1:
+        told = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+        raise DataError(f"{path}: arrays differ in their number of samples: {told}")
+
+
+def _labels(path: Path, arrays: dict[str, Array], samples: int) -> Array | None:
+    labels = arrays.get("labels")
+    if labels is None:
+        return None
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: labels are {labels.dtype}, they must be integers",
+            hint="save the index of the right class for every sample",
+        )
+    if labels.shape != (samples,):
+        raise DataError(
+            f"{path}: labels have shape {list(labels.shape)}, {samples} inputs need [{samples}]"
+        )
+    if labels.min() < 0:
+        first = int(np.argmax(labels < 0))
+        raise DataError(f"{path}: labels[{first}] is {labels[first]}; classes count from 0")
+    return labels.astype(np.int64)
+
+
+def _split(path: Path, samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    count = len(samples)
+    if count < 2:
+        raise DataError(f"{path}: inputs hold {count} sample, two halves need at least 2")
+    order = np.random.default_rng(seed).permutation(count)
+    half = count // 2
+    return samples.take(np.sort(order[:half])), samples.take(np.sort(order[half:]))
+
+
+def _digest(arrays: dict[str, Array]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _text(dims: Sequence[object]) -> str:
+    return "[" + ", ".join(map(str, dims)) + "]"

@@ -1,0 +1,79 @@
+"""The float reference a whole network's output is checked against."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmx.errors import ModelError
+
+if TYPE_CHECKING:
+    from tvmx.ir import Model
+
+Array = npt.NDArray[Any]
+
+
+class Reference:
+    """Runs the model as imported: by ONNX Runtime where it is installed, else by TVM's default.
+
+    Neither shares a kernel with tvmx. ``name`` says which one it is, for reports.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        onnx = model.frontend == "onnx" and importlib.util.find_spec("onnxruntime") is not None
+        self._run = self._onnxruntime() if onnx else self._tvm_default()
+        self.name = self._describe(onnx)
+
+    def __call__(self, inputs: dict[str, Array]) -> tuple[Array, ...]:
+        """Outputs, in order, for one set of inputs by name."""
+        return tuple(np.asarray(out) for out in self._run(inputs))
+
+    def _onnxruntime(self) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(
+                str(self._model.path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as err:
+            raise ModelError(f"ONNX Runtime cannot load {self._model.path}: {err}") from err
+        return lambda inputs: session.run(None, inputs)
+
+    def _tvm_default(self) -> Any:
+        from tvmx._tvm import relax, tvm
+
+        target = tvm.target.Target({"kind": "llvm"})
+        machine = relax.VirtualMachine(relax.build(self._model.mod, target), tvm.cpu())
+
+        def run(inputs: dict[str, Array]) -> list[Array]:
+            ordered = [tvm.runtime.tensor(inputs[spec.name]) for spec in self._model.inputs]
+            out = machine["main"](*ordered)
+            return [t.numpy() for t in (out if isinstance(out, (list, tuple)) or hasattr(out, "__len__") and not hasattr(out, "numpy") else [out])]
+
+        return run
+
+    def _describe(self, onnx: bool) -> str:
+        if onnx:
+            import onnxruntime as ort
+
+            return f"onnxruntime {ort.__version__}"
+        from tvmx._tvm import VERSION
+
+        return f"TVM {VERSION}, default pipeline"
+
+
+def golden_inputs(model: Model, seed: int) -> dict[str, Array]:
+    """Seeded normal inputs (zeros for integer inputs: their legal range is unknown)."""
+    rng = np.random.default_rng(seed)
+    return {
+        spec.name: rng.standard_normal(spec.shape).astype(spec.dtype)
+        if spec.dtype.startswith("float")
+        else np.zeros(spec.shape, spec.dtype)
+        for spec in model.inputs
+    }

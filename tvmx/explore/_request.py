@@ -1,0 +1,155 @@
+"""What explore is asked, what it reports while it runs, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from tvmx.measure import DeviceAddress
+
+Objective = Literal["latency", "arena", "weights"]
+
+
+@dataclass(frozen=True)
+class ExploreRequest:
+    """One exploration. ``tracker`` None means: an own tracker and host server as children.
+
+    ``budget_s`` seconds or ``trials`` kernel measurements bound the tuning; with neither, the
+    budget is 600 s. ``max_accuracy_drop`` is in percentage points.
+    """
+
+    model: Path
+    target: str
+    out: Path
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tracker: DeviceAddress | None = None
+    data: Path | None = None
+    budget_s: float | None = None
+    trials: int | None = None
+    max_accuracy_drop: float = 1.0
+    objective: Objective = "latency"
+    threads: int = 1
+    schedules: tuple[Path, ...] = ()
+    seed: int = 0
+    fresh: bool = False
+
+
+class CandidateSummary(BaseModel):
+    """One whole network that was built, verified and measured end to end.
+
+    ``accuracy`` is in percent of the held-out half (None without data); ``accuracy_kind`` is
+    ``top-1`` with labels, ``agreement`` without. ``ratio`` is the median over rounds of
+    (this / baseline) latency, paired within a round. Sizes are bytes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    plan: str
+    latency_us: float
+    spread_us: float
+    ratio: float
+    weights_bytes: int
+    arena_bytes: int
+    scratch_bytes: int
+    library_bytes: int
+    accuracy: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_kind: str = ""
+    max_error: float | None = None
+
+
+class LayerSummary(BaseModel):
+    """One row of the per-layer table: implementations and tuned latencies in us."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: str
+    workload: str
+    baseline: str
+    baseline_us: float | None
+    best: str
+    best_us: float | None
+
+
+class ExploreResult(BaseModel):
+    """The outcome; also written to ``result.json`` of the run.
+
+    ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner (possibly the
+    same). ``device`` says where it was measured; ``notes`` is what a reader must know.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    model: str
+    target: str
+    device: str
+    threads: int
+    objective: str
+    candidates: list[CandidateSummary]
+    baseline: int
+    best: int
+    layers: list[LayerSummary]
+    measurements: int
+    failures: int
+    seconds: float
+    reference: str
+    notes: list[str]
+
+
+class DryRun(BaseModel):
+    """What explore would do: layers, implementations, space sizes; nothing is measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    target: str
+    layers: int
+    covered: int
+    workloads: list[DryRunWorkload]
+    conversions: int
+    notes: list[str]
+
+
+class DryRunWorkload(BaseModel):
+    """A distinct workload, the layers that share it, and its templates with space sizes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    workload: str
+    layers: list[str]
+    templates: dict[str, int]
+
+
+class Progress(Protocol):
+    """What long work tells its caller. The command line draws it; tests record it."""
+
+    def stage(self, name: str) -> None:
+        """A new stage begins (import, tune, search, measure ...)."""
+
+    def update(
+        self, done: float, total: float, *, best_us: float | None, baseline_us: float | None, seconds_left: float | None
+    ) -> None:
+        """``done`` of ``total`` within the stage; the best estimate so far; time left."""
+
+    def message(self, text: str) -> None:
+        """One line worth keeping on the screen (a restarted server, a rejected candidate)."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignore."""
+
+    def update(
+        self, done: float, total: float, *, best_us: float | None, baseline_us: float | None, seconds_left: float | None
+    ) -> None:
+        """Ignore."""
+
+    def message(self, text: str) -> None:
+        """Ignore."""

@@ -1,0 +1,67 @@
+"""Measuring what a layout conversion costs on the device."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmx._tvm import build_module, te, tvm
+from tvmx.build import SYMBOL, link
+from tvmx.ir import Conversion, physical_shape, to_physical
+from tvmx.measure import KernelJob
+from tvmx.passes import convert_layout
+from tvmx.passes._default_schedule import default_schedule
+from tvmx.targets import Target
+
+
+def conversion_func(conversion: Conversion, target: Target) -> Any:
+    """The PrimFunc of a conversion: the same compute and schedule a deployed network gets."""
+    source = te.placeholder(physical_shape(conversion.shape, conversion.source), name="data")
+    out = convert_layout(source, conversion.shape, conversion.source, conversion.destination)
+    func = default_schedule(te.create_prim_func([source, out]), target.lanes())
+    return func.with_attr("global_symbol", SYMBOL)
+
+
+def build_conversion(conversion: Conversion, target: Target, folder: Path) -> Path:
+    """Compile and link one conversion; returns the library."""
+    name = "_".join((*map(str, conversion.shape), conversion.source, conversion.destination))
+    library = folder / f"convert_{name}.so"
+    module = build_module(tvm.IRModule({SYMBOL: conversion_func(conversion, target)}), target)
+    with tempfile.TemporaryDirectory(prefix="tvmx-build-") as scratch:
+        object_file = Path(scratch) / "convert.o"
+        module.write_to_file(str(object_file))
+        link([object_file], library, target)
+    return library
+
+
+def conversion_job(conversion: Conversion, target: Target, folder: Path) -> KernelJob:
+    """The measurable candidate of a conversion, checked against NumPy's rearrangement."""
+    count = math.prod(conversion.shape)
+    logical = np.linspace(-1, 1, count, dtype=np.float32).reshape(conversion.shape)
+    expected = to_physical(logical, conversion.destination)
+    return KernelJob(
+        library=build_conversion(conversion, target, folder),
+        symbol=SYMBOL,
+        inputs=(to_physical(logical, conversion.source),),
+        out_shape=expected.shape,
+        expected=expected,
+        layout=conversion.destination,
+        channels=conversion.shape[1],
+        label=f"{conversion.source}->{conversion.destination} {conversion.shape}",
+    )
+
+
+def conversion_workload(conversion: Conversion) -> str:
+    """The journal's workload name of a conversion."""
+    shape = "x".join(map(str, conversion.shape))
+    return f"convert:{shape}:{conversion.source}>{conversion.destination}"
+
+
+def jobs_for(conversions: Sequence[Conversion], target: Target, folder: Path) -> list[KernelJob]:
+    """One job per conversion."""
+    return [conversion_job(c, target, folder) for c in conversions]

@@ -1,0 +1,58 @@
+"""ONNX file -> Model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmx.frontends._onnx_check import check_operators, read_model
+from tvmx.frontends._onnx_shapes import resolve_inputs
+from tvmx.ir import Model, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHUNK = 1 << 24
+
+
+def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
+    """Import an ONNX file; see :func:`tvmx.frontends.load_model` for what it raises.
+
+    Everything that can be wrong with the file is checked before TVM is imported, so that
+    mistakes are answered at once.
+    """
+    proto, files = read_model(path)
+    inputs = resolve_inputs(proto, shapes, path)
+    check_operators(proto, path)
+    digest = _digest(files, inputs)
+    return _import(proto, inputs, path, digest)
+
+
+def _import(
+    proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path, digest: str
+) -> Model:
+    from tvmx.frontends._onnx_import import import_graph
+    from tvmx.passes._canonicalise import canonicalise
+
+    mod, outputs, sources = import_graph(proto, inputs, path)
+    return Model(
+        mod=canonicalise(mod),
+        inputs=inputs,
+        outputs=outputs,
+        sources=sources,
+        digest=digest,
+        path=path,
+        frontend="onnx",
+    )
+
+
+def _digest(files: tuple[Path, ...], inputs: tuple[TensorSpec, ...]) -> str:
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                sha.update(chunk)
+    for spec in inputs:
+        sha.update(spec.describe().encode())
+    return sha.hexdigest()[:16]

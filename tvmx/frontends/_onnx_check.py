@@ -1,0 +1,246 @@
+"""Reading an ONNX file and refusing what cannot be imported, before TVM is involved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmx.errors import CorruptModelError, ModelError, UnsupportedOpError, UsageError
+from tvmx.frontends._onnx_ops import OLDEST_OPSET, SUPPORTED, refusal
+
+if TYPE_CHECKING:
+    import onnx
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_SMALL = 1024  # bytes; larger weights are left out of what onnx.checker copies
+
+
+def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+    """Parse an ONNX file with its external weights; every node gets a unique name.
+
+    Returns the model and the files it came from (the model file, then external data).
+
+    Raises:
+        CorruptModelError: empty, truncated or no ONNX model; weights missing or cut off.
+        ModelError: made for a version of ONNX that cannot be read.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise UsageError(f"cannot read model {path}: {err.strerror}") from err
+    if not data:
+        raise CorruptModelError(f"{path} is empty")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except (DecodeError, RuntimeError, ValueError) as err:
+        raise CorruptModelError(
+            f"{path} is no ONNX model, or it is cut off after {len(data)} bytes",
+            hint="export or copy the file again",
+        ) from err
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise CorruptModelError(f"{path} is no ONNX model: it holds no graph with an output")
+    _check_versions(proto, path)
+    if proto.functions:
+        import onnx.inliner
+
+        proto = onnx.inliner.inline_local_functions(proto)
+    external = _load_external(proto, path)
+    _name_nodes(proto.graph)
+    return proto, (path, *external)
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Version of the standard operator set the model uses; 0 where it declares none."""
+    versions = [o.version for o in proto.opset_import if o.domain in _DEFAULT_DOMAINS]
+    return max(versions, default=0)
+
+
+def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{path} has ONNX IR version {proto.ir_version}; onnx {onnx.__version__} reads up to "
+            f"{onnx.IR_VERSION}",
+            hint="pip install --upgrade onnx, or export with an older ir_version",
+        )
+    if proto.ir_version < 3:
+        raise CorruptModelError(f"{path} declares ONNX IR version {proto.ir_version}, older than 3")
+    opset = opset_of(proto)
+    if opset > newest:
+        raise ModelError(
+            f"{path} uses ONNX opset {opset}; onnx {onnx.__version__} knows up to {newest}",
+            hint=f"export with opset {min(newest, 20)}",
+        )
+    if 0 < opset < OLDEST_OPSET:
+        raise ModelError(
+            f"{path} uses ONNX opset {opset}; the oldest that can be imported is {OLDEST_OPSET}",
+            hint="upgrade the file with onnx.version_converter.convert_version(model, 13)",
+        )
+    if opset == 0 and any(node.domain in _DEFAULT_DOMAINS for node in proto.graph.node):
+        raise CorruptModelError(f"{path} declares no version of the standard ONNX operator set")
+
+
+def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """Read weights kept beside the model, from inside its folder only."""
+    from onnx import external_data_helper as helper
+
+    folder = path.resolve().parent
+    files: dict[Path, None] = {}
+    for tensor in _tensors(proto.graph):
+        if not helper.uses_external_data(tensor):
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        file = (folder / location).resolve()
+        if not location or not file.is_relative_to(folder):
+            raise ModelError(
+                f"{path}: weight {tensor.name!r} points outside the model's folder: {location!r}",
+                hint="put the model and its weights into one folder",
+            )
+        if not file.is_file():
+            raise CorruptModelError(
+                f"{path}: weight {tensor.name!r} is missing: there is no file {file}",
+                hint="copy the weights file next to the model",
+            )
+        try:
+            helper.load_external_data_for_tensor(tensor, str(folder))
+        except Exception as err:  # onnx raises its own C++ types here
+            raise CorruptModelError(
+                f"{path}: weight {tensor.name!r} cannot be read from {file}: {_first_line(err)}"
+            ) from err
+        files[file] = None
+    return tuple(files)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Unnamed nodes are called operator + first output; repeated names are numbered."""
+    seen: Counter[str] = Counter()
+    for index, node in enumerate(graph.node):
+        name = node.name or f"{node.op_type}_{next((o for o in node.output if o), index)}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+def check_operators(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse every operator that cannot be imported, all at once, then invalid graphs.
+
+    Raises:
+        UnsupportedOpError: ``ops`` maps operator types to the names of their nodes.
+        CorruptModelError: onnx.checker refuses the graph.
+    """
+    ops: dict[str, list[str]] = {}
+    for node in _nodes(proto.graph):
+        if node.domain not in _DEFAULT_DOMAINS:
+            ops.setdefault(f"{node.domain}::{node.op_type}", []).append(node.name)
+        elif node.op_type not in SUPPORTED:
+            ops.setdefault(node.op_type, []).append(node.name)
+    if ops:
+        listed = "; ".join(f"{op} ({_some(names)})" for op, names in sorted(ops.items()))
+        raise UnsupportedOpError(
+            f"{path} uses operators that cannot be imported: {listed}",
+            ops=ops,
+            hint=refusal(ops),
+        )
+    _check_training(proto, path)
+    _check_graph(proto, path)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+            for inner in attribute.graphs:
+                yield from _nodes(inner)
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _check_training(proto: onnx.ModelProto, path: Path) -> None:
+    flag = {"training_mode": 1, "is_test": 0, "spatial": 0}
+    for node in proto.graph.node:
+        if node.op_type not in ("BatchNormalization", "Dropout"):
+            continue
+        bad = any(flag.get(a.name) == a.i for a in node.attribute)
+        outputs = sum(bool(output) for output in node.output)
+        if bad or (node.op_type == "BatchNormalization" and outputs > 1):
+            raise ModelError(
+                f"{path}: node {node.name!r} ({node.op_type}) is in training mode",
+                hint="export the network in evaluation mode, such as model.eval() in PyTorch",
+            )
+
+
+def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(_skeleton(proto))
+    except Exception as err:  # the checker's C++ exceptions have no common base
+        raise CorruptModelError(
+            f"{path} is no valid ONNX model: {_first_line(err)}",
+            hint="run `python -c \"import onnx; onnx.checker.check_model('FILE')\"` for the details",
+        ) from err
+
+
+def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with large weights as inputs: the checker would copy hundreds of megabytes.
+
+    Outputs without a shape get one: exporters leave it out, and nothing depends on it.
+    """
+    import onnx
+    from onnx import helper
+
+    graph, given = proto.graph, {value.name for value in proto.graph.input}
+    large = [i for i in graph.initializer if i.ByteSize() > _SMALL]
+    names = {i.name for i in large}
+    inputs = list(graph.input)
+    inputs += [
+        helper.make_tensor_value_info(i.name, i.data_type, list(i.dims))
+        for i in large
+        if i.name not in given
+    ]
+    slim = onnx.GraphProto(name=graph.name or "graph")
+    slim.node.extend(graph.node)
+    slim.input.extend(_shaped(value) for value in inputs)
+    slim.output.extend(_shaped(value) for value in graph.output)
+    slim.initializer.extend(i for i in graph.initializer if i.name not in names)
+    slim.sparse_initializer.extend(graph.sparse_initializer)
+    model = onnx.ModelProto(ir_version=proto.ir_version, graph=slim)
+    model.opset_import.extend(proto.opset_import)
+    return model
+
+
+def _shaped(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    import onnx
+
+    if not value.type.HasField("tensor_type") or value.type.tensor_type.HasField("shape"):
+        return value
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.type.tensor_type.shape.SetInParent()
+    return copy
+
+
+def _first_line(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else type(err).__name__

@@ -1,0 +1,148 @@
+"""Converters that replace TVM's where its result is slow, opaque or not what ONNX says.
+
+Each takes the inputs, the attributes (bytes, ints, floats, as TVM's importer parses them) and
+the opset, and returns a Relax expression, or None to leave the node to TVM:
+
+* Clip becomes ``relax.clip`` (TVM emits TIR functions that no pass recognises),
+* Pad with a constant becomes ``relax.nn.pad`` (likewise),
+* Sum, Max, Min and Mean become pairwise operators (TVM stacks their inputs and reduces),
+* ``auto_pad`` becomes explicit padding (TVM pads pools by zero and rounds SAME_LOWER down),
+* Dropout is nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tvmx._tvm import relax, tvm
+
+Rule = Callable[[list[Any], dict[str, Any], int], Any]
+
+
+def _array(expr: Any) -> Any:
+    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
+
+
+def _ints(shape: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in shape)
+
+
+def _clip(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    data = inputs[0]
+    if not str(data.ty.dtype).startswith("float"):
+        return None
+    bounds = [attrs.get("min", -math.inf), attrs.get("max", math.inf)]
+    if opset >= 11:
+        bounds = [-math.inf, math.inf]
+        for index in (0, 1):
+            given = inputs[index + 1]
+            if given is None:
+                continue
+            array = _array(given)
+            if array is None or array.size != 1:
+                return None
+            value = float(array.reshape(()))
+            bounds[index] = bounds[index] if math.isnan(value) else value
+    low, high = bounds
+    return relax.op.clip(data, relax.prim_value(min(low, high)), relax.prim_value(high))
+
+
+def _pad(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    data = inputs[0]
+    if isinstance(data, tvm.ir.GenericConst) or attrs.get("mode", b"constant") != b"constant":
+        return None
+    rank = len(data.ty.shape)
+    value = float(attrs.get("value", 0.0))
+    if opset < 11:
+        pads: Any = np.array(attrs["pads"])
+    else:
+        pads = _array(inputs[1])
+        fill = _array(inputs[2]) if inputs[2] is not None else np.zeros(1)
+        if pads is None or fill is None:
+            return None
+        value = float(fill.reshape(()))
+    axes = list(range(rank))
+    if inputs[3] is not None:
+        given = _array(inputs[3])
+        if given is None:
+            return None
+        axes = [int(a) % rank for a in given]
+    width = [0] * (2 * rank)
+    for position, axis in enumerate(axes):
+        width[2 * axis] = int(pads[position])
+        width[2 * axis + 1] = int(pads[position + len(axes)])
+    if min(width) < 0 or not str(data.ty.dtype).startswith("float"):
+        return None
+    return relax.op.nn.pad(data, width, "constant", value)
+
+
+def _pairwise(op: Any, inputs: list[Any]) -> Any:
+    return functools.reduce(op, inputs)
+
+
+def _variadic(op: Any) -> Rule:
+    def rule(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+        return _pairwise(op, list(inputs))
+
+    return rule
+
+
+def _mean(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    values = list(inputs)
+    scale = relax.const(1.0 / len(values), values[0].ty.dtype)
+    return relax.op.multiply(_pairwise(relax.op.add, values), scale)
+
+
+def _dropout(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    if len(inputs) > 2 and inputs[2] is not None:
+        training = _array(inputs[2])
+        if training is None or bool(training):
+            raise ValueError("dropout in training mode; export the network in evaluation mode")
+    if attrs["tvm_custom"]["num_outputs"] > 1:
+        mask = relax.op.ones(_ints(inputs[0].ty.shape), "bool")
+        return relax.Tuple([inputs[0], mask])
+    return inputs[0]
+
+
+def _explicit_padding(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    """Turn ``auto_pad`` into ``pads`` in place; the node itself is left to TVM."""
+    mode = attrs.pop("auto_pad", b"NOTSET")
+    shape = _ints(inputs[0].ty.shape)[2:]
+    rank = len(shape)
+    if mode == b"VALID":
+        attrs["pads"] = (0,) * (2 * rank)
+    elif mode in (b"SAME_UPPER", b"SAME_LOWER"):
+        kernel = attrs.get("kernel_shape") or _ints(inputs[1].ty.shape)[2:]
+        strides = attrs.get("strides", (1,) * rank)
+        dilations = attrs.get("dilations", (1,) * rank)
+        before, after = [], []
+        for size, k, stride, dilation in zip(shape, kernel, strides, dilations, strict=True):
+            span = (k - 1) * dilation + 1
+            total = max((math.ceil(size / stride) - 1) * stride + span - size, 0)
+            small, large = total // 2, total - total // 2
+            before.append(small if mode == b"SAME_UPPER" else large)
+            after.append(large if mode == b"SAME_UPPER" else small)
+        attrs["pads"] = (*before, *after)
+    elif mode != b"NOTSET":
+        raise ValueError(f"auto_pad {mode.decode(errors='replace')!r} is none of ONNX's modes")
+    return None
+
+
+RULES: dict[str, Rule] = {
+    "AveragePool": _explicit_padding,
+    "Clip": _clip,
+    "Conv": _explicit_padding,
+    "Dropout": _dropout,
+    "Max": _variadic(relax.op.maximum),
+    "MaxPool": _explicit_padding,
+    "Mean": _mean,
+    "Min": _variadic(relax.op.minimum),
+    "Pad": _pad,
+    "Sum": _variadic(relax.op.add),
+}
+"""ONNX operator type -> converter."""

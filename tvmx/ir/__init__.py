@@ -1,0 +1,43 @@
+"""The vocabulary as data: workloads, implementations, configs, layouts, graphs, plans, costs."""
+
+from tvmx.ir._config import Config, Space
+from tvmx.ir._cost_table import CostTable, LayerCosts, transition_key
+from tvmx.ir._graph import (
+    Conversion,
+    Layer,
+    LayoutWalk,
+    NetworkGraph,
+    Node,
+    NodeKind,
+    Placement,
+    WalkState,
+    value_bytes,
+)
+from tvmx.ir._implementation import Implementation
+from tvmx.ir._layout import (
+    MATRIX,
+    PLAIN,
+    block_of,
+    blocked,
+    ceil_div,
+    physical_shape,
+    to_logical,
+    to_physical,
+)
+from tvmx.ir._model import Model, SourceNode, TensorSpec
+from tvmx.ir._plan import LayerChoice, Plan
+from tvmx.ir._workload import (
+    Conv2dWorkload,
+    DenseWorkload,
+    Epilogue,
+    Workload,
+    workload_from_json,
+)
+
+__all__ = [
+    "MATRIX", "PLAIN", "Config", "Conv2dWorkload", "Conversion", "CostTable", "DenseWorkload",
+    "Epilogue", "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model",
+    "NetworkGraph", "Node", "NodeKind", "Placement", "Plan", "SourceNode", "Space", "TensorSpec",
+    "WalkState", "Workload", "block_of", "blocked", "ceil_div", "physical_shape", "to_logical",
+    "to_physical", "transition_key", "value_bytes", "workload_from_json",
+]  # fmt: skip

@@ -1,0 +1,192 @@
+"""The network as choices see it: layers, the operators between them, and how layouts flow.
+
+Pure data (no TVM): built once from the Relax module by ``tvmx.passes``, used by lowering, by
+the cost table and by the search environment, so that all of them agree on every conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tvmx.ir._implementation import Implementation
+from tvmx.ir._layout import PLAIN, block_of, physical_shape
+from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
+
+NodeKind = Literal["layer", "follow", "concat", "flatten", "opaque"]
+"""How a node treats layouts.
+
+``follow``: computes in whatever layout its first blocked input has (element-wise, pooling);
+``concat``: channel concatenation, blocked only if every part fills its blocks;
+``flatten``: (N, C, 1, 1) -> (N, C), free in a blocked layout whose blocks are full;
+``opaque``: everything else, plain in and plain out.
+"""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One anchor operator with the epilogue fused into it: the unit of choice.
+
+    ``name`` is unique in the model and comes from the source file; ``fused`` names the source
+    operators of the epilogue. ``parameters`` counts weight and bias elements.
+    """
+
+    index: int
+    name: str
+    op: str
+    workload: Conv2dWorkload | DenseWorkload
+    fused: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network, in topological order. Values are numbered; inputs come first."""
+
+    kind: NodeKind
+    inputs: tuple[int, ...]
+    output: int
+    op: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A layout conversion of one value."""
+
+    value: int
+    shape: tuple[int, ...]
+    source: str
+    destination: str
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], str, str]:
+        """What its cost depends on."""
+        return (self.shape, self.source, self.destination)
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """Layers and nodes of a model. ``shapes[v]`` is the logical shape of value ``v``."""
+
+    layers: tuple[Layer, ...]
+    nodes: tuple[Node, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    macs_elsewhere: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers."""
+        return sum(layer.workload.macs for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The layouts one node was given: conversions to do first, what it reads and writes."""
+
+    conversions: tuple[Conversion, ...]
+    reads: tuple[str, ...]
+    writes: str
+
+
+def _plain(layout: str) -> str:
+    return layout if block_of(layout) else PLAIN
+
+
+WalkState = tuple[tuple[int, tuple[str, ...]], ...]
+"""Values still to be read, each with the layouts it exists in, the one it was made in first."""
+
+
+class LayoutWalk:
+    """Walks a network in topological order and decides every layout and conversion.
+
+    A conversion is done once and its result kept: a second reader in the same layout is free.
+    The state after ``n`` nodes depends only on the implementations of the layers among them;
+    :meth:`state` sums it up and :meth:`restore` goes back to it.
+    """
+
+    def __init__(self, graph: NetworkGraph) -> None:
+        self._graph = graph
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over: only the network inputs exist, in the plain layout."""
+        self._layouts: dict[int, tuple[str, ...]] = dict.fromkeys(self._graph.inputs, (PLAIN,))
+
+    def state(self) -> WalkState:
+        """What later placements depend on, hashable."""
+        return tuple(sorted(self._layouts.items()))
+
+    def restore(self, state: WalkState) -> None:
+        """Go back to a state of this network's walk."""
+        self._layouts = dict(state)
+
+    def forget(self, values: Sequence[int]) -> None:
+        """Drop values that no later node reads, so that equal futures have equal states."""
+        for value in values:
+            self._layouts.pop(value, None)
+
+    def step(self, node: Node, implementation: Implementation | None = None) -> Placement:
+        """Place one node; ``implementation`` is needed for layers that a template covers."""
+        reads, writes = self._decide(node, implementation)
+        conversions: list[Conversion] = []
+        for value, layout in zip(node.inputs, reads, strict=True):
+            conversions += self._need(value, layout)
+        self._layouts[node.output] = (writes,)
+        return Placement(tuple(conversions), reads, writes)
+
+    def finish(self) -> tuple[Conversion, ...]:
+        """Conversions of the network outputs back to the plain layout."""
+        return tuple(c for value in self._graph.outputs for c in self._need(value, PLAIN))
+
+    def _need(self, value: int, layout: str) -> list[Conversion]:
+        have = self._layouts[value]
+        if layout in have:
+            return []
+        self._layouts[value] = (have[0], *sorted((*have[1:], layout)))
+        return [Conversion(value, self._graph.shapes[value], have[0], layout)]
+
+    def _decide(
+        self, node: Node, implementation: Implementation | None
+    ) -> tuple[tuple[str, ...], str]:
+        homes = [self._layouts[v][0] for v in node.inputs]
+        if node.kind == "layer" and implementation is not None:
+            writes = _plain(implementation.layout)
+            rest = (writes,) * (len(node.inputs) - 1)
+            return (_plain(implementation.data_layout), *rest), writes
+        if node.kind == "follow":
+            layout = self._follow(node.inputs, homes)
+            return (layout,) * len(homes), layout
+        if node.kind == "concat":
+            layout = self._concat(node.inputs, homes)
+            return (layout,) * len(homes), layout
+        if node.kind == "flatten" and self._full(node.inputs[0], homes[0]):
+            return (homes[0],), PLAIN
+        return (PLAIN,) * len(homes), PLAIN
+
+    def _follow(self, values: Sequence[int], homes: Sequence[str]) -> str:
+        four_d = all(len(self._graph.shapes[v]) == 4 for v in values)
+        blocked = [h for h in homes if block_of(h)]
+        return blocked[0] if blocked and four_d else PLAIN
+
+    def _concat(self, values: Sequence[int], homes: Sequence[str]) -> str:
+        """The blocked layout most bytes are in already, if every part fills its blocks."""
+        weight: dict[str, int] = {}
+        for value, home in zip(values, homes, strict=True):
+            weight[home] = weight.get(home, 0) + math.prod(self._graph.shapes[value])
+        best = max(weight, key=lambda h: (weight[h], h))
+        return best if all(self._full(v, best) for v in values) else PLAIN
+
+    def _full(self, value: int, layout: str) -> bool:
+        v = block_of(layout)
+        shape = self._graph.shapes[value]
+        return v is not None and len(shape) == 4 and shape[1] % v == 0
+
+
+def value_bytes(shape: tuple[int, ...], layout: str, itemsize: int = 4) -> int:
+    """Bytes of a value in a layout, padding lanes included."""
+    return math.prod(physical_shape(shape, layout)) * itemsize

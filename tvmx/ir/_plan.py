@@ -1,0 +1,77 @@
+"""Plan: the whole decision, frozen, as JSON that rebuilds the same library."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tvmx.errors import StoreError
+from tvmx.ir._config import Config
+from tvmx.ir._implementation import Implementation
+
+PLAN_SCHEMA = 1
+
+
+class LayerChoice(BaseModel):
+    """What one layer runs: implementation plus the template's config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    workload: str
+    implementation: Implementation
+    config: dict[str, Any]
+
+    @property
+    def knobs(self) -> Config:
+        """The config as the template takes it."""
+        return Config(self.config)
+
+
+class Plan(BaseModel):
+    """Every layer's implementation and config for one model on one target.
+
+    ``model`` is the digest of the imported model; ``versions`` records tvmx and TVM.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = PLAN_SCHEMA
+    model: str
+    target: str
+    choices: tuple[LayerChoice, ...]
+    seed: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over model, target and choices: equal plans build equal libraries."""
+        text = self.model_dump_json(include={"model", "target", "choices"})
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def choice(self, layer: str) -> LayerChoice | None:
+        """The choice for a layer name, or None where no template covers the layer."""
+        return next((c for c in self.choices if c.layer == layer), None)
+
+    def save(self, path: Path) -> None:
+        """Write as indented JSON."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan. Raises :class:`StoreError` when the file is missing or no plan."""
+        try:
+            plan = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as err:
+            raise StoreError(f"cannot read plan {path}: {err.strerror}") from err
+        except (ValidationError, UnicodeDecodeError) as err:
+            raise StoreError(
+                f"{path} is not a tvmx plan", hint="plans are written by `tvmx explore` and `tvmx build`"
+            ) from err
+        if plan.schema_version != PLAN_SCHEMA:
+            raise StoreError(f"{path} has plan schema {plan.schema_version}, this tvmx reads {PLAN_SCHEMA}")
+        return plan

@@ -1,0 +1,95 @@
+"""Measurement: what came back for one job, a figure or a typed failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal[
+    "ok", "build", "queue", "connect", "upload", "load", "run", "timeout", "crash", "wrong-output"
+]
+DEVICE_FAULTS: frozenset[str] = frozenset({"queue", "connect", "upload"})
+
+
+class Measurement(BaseModel):
+    """The outcome of one job. Frozen; plain JSON.
+
+    ``latencies_us`` holds one mean latency per repeat (or per round of a comparison);
+    ``median_us`` and ``spread_us`` (the interquartile range, 75th minus 25th percentile) are
+    over them. ``max_error`` is the largest absolute deviation from the reference divided by
+    the reference's range; None when there was no reference. ``timestamp`` is Unix seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Status
+    message: str = ""
+    latencies_us: tuple[float, ...] = ()
+    median_us: float | None = None
+    spread_us: float | None = None
+    max_error: float | None = None
+    device: str = ""
+    identity: str = ""
+    threads: int = 0
+    timestamp: float = Field(default_factory=time.time)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a latency of a right result."""
+        return self.status == "ok"
+
+    @property
+    def device_fault(self) -> bool:
+        """True when the device, not the candidate, is to blame: measure it again later."""
+        return self.status in DEVICE_FAULTS
+
+    @classmethod
+    def success(
+        cls,
+        latencies_us: Sequence[float],
+        *,
+        max_error: float | None = None,
+        message: str = "",
+        device: str = "",
+        identity: str = "",
+        threads: int = 0,
+    ) -> Measurement:
+        """An ``ok`` measurement with its statistics (at least one latency)."""
+        values = np.asarray(latencies_us, dtype=np.float64)
+        low, median, high = np.percentile(values, (25, 50, 75))
+        return cls(
+            status="ok",
+            message=message,
+            latencies_us=tuple(float(v) for v in values),
+            median_us=float(median),
+            spread_us=float(high - low),
+            max_error=max_error,
+            device=device,
+            identity=identity,
+            threads=threads,
+        )
+
+    @classmethod
+    def failure(
+        cls,
+        status: Status,
+        message: str,
+        *,
+        max_error: float | None = None,
+        device: str = "",
+        identity: str = "",
+        threads: int = 0,
+    ) -> Measurement:
+        """A typed failure; ``message`` is one line for the user."""
+        return cls(
+            status=status,
+            message=message,
+            max_error=max_error,
+            device=device,
+            identity=identity,
+            threads=threads,
+        )

@@ -1,0 +1,3 @@
+from typing import Any
+def canonicalise(mod: Any) -> Any:
+    return mod

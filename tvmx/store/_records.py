@@ -1,0 +1,77 @@
+"""What the journal holds: one measurement and the key it is found by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tvmx.ir import Config, Implementation
+
+
+class MeasurementKey(BaseModel):
+    """Everything a measurement depends on. Equal keys mean the same kernel on the same device.
+
+    ``workload`` is the workload's digest; ``implementation`` and ``config`` are canonical JSON
+    (use :meth:`of`); ``target`` is name and digest, such as ``rpi4:1f3a..``; ``device`` the
+    device key; ``tvmx`` and ``tvm`` the versions that built the kernel.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workload: str
+    implementation: str
+    config: str
+    target: str
+    device: str
+    threads: int = Field(ge=1)
+    tvmx: str
+    tvm: str
+
+    @classmethod
+    def of(
+        cls,
+        workload: str,
+        implementation: Implementation,
+        config: Config,
+        *,
+        target: str,
+        device: str,
+        threads: int,
+        versions: Mapping[str, str],
+    ) -> MeasurementKey:
+        """The key for these objects; ``versions`` maps ``tvmx`` and ``tvm`` to their versions."""
+        return cls(
+            workload=workload,
+            implementation=json.dumps(
+                implementation.model_dump(mode="json"), sort_keys=True, separators=(",", ":")
+            ),
+            config=config.key(),
+            target=target,
+            device=device,
+            threads=threads,
+            tvmx=versions["tvmx"],
+            tvm=versions["tvm"],
+        )
+
+
+class MeasurementRecord(BaseModel):
+    """One line of the journal.
+
+    ``measurement`` is ``tvmx.measure.Measurement.model_dump(mode="json")``: plain JSON
+    values; ``timestamp`` seconds since the epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: MeasurementKey
+    measurement: dict[str, Any]
+    timestamp: float
+
+    def line(self) -> str:
+        """Canonical JSON without a newline: equal records have equal lines."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )

@@ -1,0 +1,21 @@
+"""Schedule templates: the contract, helpers to write one, and the registry."""
+
+from tvmx.templates._base import Kernel, ScheduleTemplate
+from tvmx.templates._epilogue import apply_epilogue, kernel_arguments
+from tvmx.templates._loading import fingerprint_of, load_template, load_templates
+from tvmx.templates._packing import (
+    pack_conv_weight,
+    pack_depthwise_weight,
+    pack_matrix,
+    pack_vector,
+    pad_axis,
+)
+from tvmx.templates._registry import ENTRY_POINT_GROUP, Registry, TemplateEntry, TemplateRef
+from tvmx.templates._tiles import divisors, fits_registers, max_accumulators, tile_cycles
+
+__all__ = [
+    "ENTRY_POINT_GROUP", "Kernel", "Registry", "ScheduleTemplate", "TemplateEntry", "TemplateRef",
+    "apply_epilogue", "divisors", "fits_registers", "fingerprint_of", "kernel_arguments", "load_template",
+    "load_templates", "max_accumulators", "pack_conv_weight", "pack_depthwise_weight",
+    "pack_matrix", "pack_vector", "pad_axis", "tile_cycles",
+]

@@ -1,0 +1,103 @@
+"""Load schedule templates from files: one module object per file content, errors without tracebacks."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from tvmx.errors import TemplateLoadError
+from tvmx.templates._base import ScheduleTemplate
+
+_MODULES: dict[tuple[str, str], ModuleType] = {}
+
+
+def fingerprint_of(path: Path) -> str:
+    """First 12 hex digits of the SHA-256 of a template's source text."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as err:
+        raise TemplateLoadError(f"cannot read template file {path}: {err.strerror}") from err
+
+
+def _explain(path: Path, err: BaseException) -> TemplateLoadError:
+    line = next(
+        (f.lineno for f in reversed(traceback.extract_tb(err.__traceback__)) if f.filename == str(path)),
+        getattr(err, "lineno", None) if isinstance(err, SyntaxError) else None,
+    )
+    where = f"{path}:{line}" if line else str(path)
+    text = err.msg if isinstance(err, SyntaxError) else str(err)
+    return TemplateLoadError(
+        f"template file {where} cannot be imported: {type(err).__name__}: {text}",
+        hint=f"tvmx schedules check {path}",
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    key = (str(path), fingerprint_of(path))
+    if key in _MODULES:
+        return _MODULES[key]
+    name = f"tvmx_schedules_{path.stem}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TemplateLoadError(f"template file {path} is not a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as err:
+        del sys.modules[name]
+        raise _explain(path, err) from err
+    _MODULES[key] = module
+    return module
+
+
+def templates_in(module: ModuleType, where: str) -> list[ScheduleTemplate]:
+    """One instance of every concrete :class:`ScheduleTemplate` that ``module`` itself defines.
+
+    Raises :class:`TemplateLoadError` when there is none, or one has no ``name`` or ``op``.
+    """
+    found = []
+    for cls in vars(module).values():
+        if not (inspect.isclass(cls) and issubclass(cls, ScheduleTemplate)):
+            continue
+        if cls.__module__ != module.__name__ or inspect.isabstract(cls):
+            continue
+        for attribute in ("name", "op"):
+            if not isinstance(getattr(cls, attribute, None), str):
+                raise TemplateLoadError(f"{where}: class {cls.__name__} sets no {attribute!r} string")
+        try:
+            found.append(cls())
+        except Exception as err:
+            raise TemplateLoadError(
+                f"{where}: class {cls.__name__} cannot be created without arguments: {err}"
+            ) from err
+    if not found:
+        raise TemplateLoadError(
+            f"{where} defines no concrete ScheduleTemplate subclass",
+            hint="see docs/schedules.md, or start from examples/schedules/",
+        )
+    return found
+
+
+def load_templates(path: Path) -> list[ScheduleTemplate]:
+    """All templates of one file. Raises :class:`TemplateLoadError`."""
+    path = path.resolve()
+    return templates_in(_import_file(path), str(path))
+
+
+def load_template(name: str, path: Path | str) -> ScheduleTemplate:
+    """Exactly one template by name and file: what a worker process calls.
+
+    The module is cached per file content. Raises :class:`TemplateLoadError`.
+    """
+    templates = load_templates(Path(path))
+    for template in templates:
+        if template.name == name:
+            return template
+    known = ", ".join(t.name for t in templates)
+    raise TemplateLoadError(f"{path} has no template {name!r} (it has {known})")

@@ -1,0 +1,60 @@
+"""Register tiles: which fit, and what they cost. The analytical model behind default configs.
+
+A tile is ``blocks`` vectors of output channels times ``pixels`` pixels. Each step of the
+reduction loads ``blocks`` weight vectors, broadcasts ``pixels`` scalars and does
+``blocks * pixels`` multiply-adds into as many accumulators.
+"""
+
+from __future__ import annotations
+
+from tvmx.targets import Target
+
+_LATENCY_ACCUMULATORS = 8
+"""Independent multiply-adds needed to hide their latency on the cores we target."""
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of ``n`` in ascending order."""
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def is_x86(target: Target) -> bool:
+    """Whether the target is an x86 machine (scalars broadcast for free from memory)."""
+    return target.arch in ("x86_64", "i686")
+
+
+def fits_registers(target: Target, blocks: int, pixels: int) -> bool:
+    """Whether a tile's accumulators leave room for its operands, so that nothing spills.
+
+    x86: accumulators, ``blocks`` weights, one broadcast and one spare register. Others: half
+    of the registers, because LLVM hoists the loads of several steps there (measured on A53
+    and A72 by llvm-mca: 16 accumulators are best, 24 spill).
+    """
+    accumulators = blocks * pixels
+    if is_x86(target):
+        return accumulators + blocks + 2 <= target.vector_registers and accumulators <= (
+            target.vector_registers - 4
+        )
+    return accumulators <= target.vector_registers // 2
+
+
+def max_accumulators(target: Target) -> int:
+    """Accumulators of the largest tile that fits."""
+    return max(p for p in range(1, target.vector_registers) if fits_registers(target, 1, p))
+
+
+def tile_cycles(target: Target, blocks: int, pixels: int, depth: int) -> float:
+    """Modelled cycles of one tile over ``depth`` reduction steps, set-up and store included.
+
+    One multiply-add a cycle; a weight load costs a full slot (it streams from L2), a
+    broadcast half of one on x86 and a full one elsewhere. Beyond two blocks weights come
+    from more streams than small cores prefetch.
+    """
+    accumulators = blocks * pixels
+    if is_x86(target):
+        loads = blocks + pixels / 2
+    else:
+        loads = blocks + pixels + 4 * max(0, blocks - 2)
+    step = max(accumulators, loads, _LATENCY_ACCUMULATORS) + 1
+    return depth * step + 3 * accumulators + 20
