@@ -18,6 +18,7 @@ task. A 1x1 stride-1 convolution sees the image as one row of H*W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from tvmx.templates import (
 )
 
 MAX_OC_TILE = 6
+CHUNKS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,17 @@ class Conv2dDirect(ScheduleTemplate):
     def space(self, workload: Any, target: Target) -> Space:
         g = Geometry.of(workload, target.lanes("float32"))
         tiles = _ranked_tiles(workload, g, target)
-        oc_tile, ow_tile = tiles[0]
         return Space(
             {
                 "oc_tile": sorted({o for o, _ in tiles}),
                 "ow_tile": sorted({p for _, p in tiles}),
                 "order": ["oc", "row"],
-                "chunk": [1, 2, 4, 8],
+                "chunk": list(CHUNKS),
                 "pad": ["root", "task"],
             },
-            default={"oc_tile": oc_tile, "ow_tile": ow_tile, "order": "oc", "chunk": 1, "pad": "root"},
+            default=_default(workload, g, target, *tiles[0]),
             constraint=lambda c: fits_registers(target, c["oc_tile"], c["ow_tile"])
-            and (ceil_div(g.out_width, c["ow_tile"]) if g.flat else g.out_height) % c["chunk"] == 0
+            and _units(g, c["ow_tile"]) % c["chunk"] == 0
             and (
                 c["pad"] == "root"
                 or (c["order"] == "row" and _copies_input(workload, g, c["ow_tile"]))
@@ -159,6 +160,33 @@ def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[tuple[
         ]
         best += sorted(fitting, key=lambda t: (cycles(t), t))[:4]
     return sorted(best, key=lambda t: (cycles(t), t))
+
+
+def _units(g: Geometry, ow_tile: int) -> int:
+    """Spatial units that ``chunk`` groups into tasks: pixel tiles of a flat image, else rows."""
+    return ceil_div(g.out_width, ow_tile) if g.flat else g.out_height
+
+
+def _default(
+    w: Conv2dWorkload, g: Geometry, target: Target, oc_tile: int, ow_tile: int
+) -> dict[str, int | str]:
+    """Pick the loop order that moves fewer bytes past L2, and where to pad."""
+    l2 = target.big.l2_kib * 1024
+    data = 4 * math.prod(w.data_shape)
+    weights = 4 * math.prod(w.weight_shape)
+    units = _units(g, ow_tile)
+    by_row = data + weights * (1 if weights <= l2 // 2 else units)
+    by_oc = weights + data * (1 if data <= l2 // 2 else ceil_div(g.out_blocks, oc_tile))
+    order, pad, chunk = "oc", "root", 1
+    one_pass = oc_tile >= g.out_blocks
+    if not one_pass and by_row <= by_oc and w.batch * units >= 4 * target.cores:
+        order = "row"
+        if data > l2 and _copies_input(w, g, ow_tile):
+            pad = "task"
+            chunk = max(
+                c for c in CHUNKS if units % c == 0 and (w.batch * units // c >= 4 * target.cores)
+            )
+    return {"oc_tile": oc_tile, "ow_tile": ow_tile, "order": order, "chunk": chunk, "pad": pad}
 
 
 def _copies_input(w: Conv2dWorkload, g: Geometry, ow_tile: int) -> bool:

@@ -60,15 +60,13 @@ class DensePacked(ScheduleTemplate):
 
     def space(self, workload: Any, target: Target) -> Space:
         tiles = _ranked_tiles(workload, target)
-        m_tile, n_tile = tiles[0] if workload.batch > 1 else (1, 1)
+        m_tile, n_tile = tiles[0]
         splits = [s for s in K_SPLITS if workload.in_features % s == 0]
 
         def fits(m_tile: int, n_tile: int, split: int) -> bool:
             return fits_registers(target, n_tile, m_tile * split)
 
         k_split = max(s for s in splits if s * m_tile * n_tile <= STREAM_SUMS or s == 1)
-        if workload.batch == 1:
-            n_tile = max(n for _, n in tiles if n * k_split <= STREAM_SUMS or n == 1)
         return Space(
             {
                 "m_tile": sorted({m for m, _ in tiles}),
@@ -105,6 +103,8 @@ def _ranked_tiles(w: DenseWorkload, target: Target) -> list[tuple[int, int]]:
         for n in N_TILES
         if n <= n_blocks and n * m <= 16 and fits_registers(target, n, m)
     ]
+    if w.batch == 1:  # bound by memory: four streams of weights, whatever the arithmetic says
+        return sorted(tiles, key=lambda t: abs(t[1] - min(4, n_blocks)))
     return sorted(tiles, key=lambda t: (cycles(t), t))[:12]
 
 

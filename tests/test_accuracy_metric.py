@@ -56,7 +56,7 @@ def test_score_picks_the_metric_and_drop_is_in_points() -> None:
     assert drop(*labelled) == 25.0
     alone = score(candidate, labels=None, reference=reference)
     assert alone == Score("agreement", 75.0, 4)
-    with pytest.raises(DataError, match="top-1.*agreement"):
+    with pytest.raises(DataError, match=r"top-1.*agreement"):
         drop(labelled[0], alone)
 
 

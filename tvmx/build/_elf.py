@@ -52,7 +52,9 @@ def _facts(elf: ELFFile) -> ElfInfo:
     glibc = (0, 0)
     for section in elf.iter_sections():
         if isinstance(section, DynamicSection):
-            needed += [str(tag.needed) for tag in section.iter_tags("DT_NEEDED")]
+            # pyelftools sets this attribute on tags that have a name.
+            tags = section.iter_tags("DT_NEEDED")
+            needed += [str(tag.needed) for tag in tags]  # type: ignore[attr-defined]
         elif isinstance(section, GNUVerNeedSection):
             for _, versions in section.iter_versions():
                 for version in versions:

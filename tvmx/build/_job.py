@@ -63,9 +63,8 @@ class KernelBuild:
     @property
     def library(self) -> Path:
         """Where the library is written."""
-        text = "\0".join(
-            (self.workload, self.template, self.template_path, self.config, self.target, self.symbol)
-        )
+        what = (self.workload, self.template, self.template_path, self.config)
+        text = "\0".join((*what, self.target, self.symbol))
         return Path(self.folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.so"
 
     def describe(self) -> str:

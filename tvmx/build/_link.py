@@ -106,7 +106,7 @@ def link(
     try:
         _run(linker, objects, partial, target, options)
         _verify(partial, linker, target)
-        os.replace(partial, output)
+        partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
     return linker

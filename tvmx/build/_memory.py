@@ -39,7 +39,7 @@ def scratch_bytes(mod: Any, target: Target, threads: int | None = None) -> dict[
 
 
 def _workspace(stmt: Any, per_parallel: int) -> int:
-    """Bytes of the allocations under ``stmt``; ``per_parallel`` multiplies inside parallel loops."""
+    """Bytes of the allocations under ``stmt``, ``per_parallel`` times those in parallel loops."""
     total = 0
     pending: list[tuple[Any, int]] = [(stmt, 1)]
     while pending:
@@ -63,7 +63,8 @@ def _workspace(stmt: Any, per_parallel: int) -> int:
 
 def _buffer_bytes(buffer: Any) -> int:
     dtype = _tvm.tvm.DataType(str(buffer.dtype))
-    return math.prod(int(extent) for extent in buffer.shape) * -(-dtype.bits * dtype.lanes // 8)
+    item = -(-int(dtype.bits) * int(dtype.lanes) // 8)
+    return math.prod(int(extent) for extent in buffer.shape) * item
 
 
 def arena_bytes(mod: Any) -> int:

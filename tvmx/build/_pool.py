@@ -74,8 +74,7 @@ class BuildPool:
                 return
             self._closed = True
             pool = self._pool
-        pool.stop()
-        pool.join()
+        _discard(pool)
 
     def __enter__(self) -> BuildPool:
         return self
@@ -94,7 +93,7 @@ class BuildPool:
         )
 
     def _warm(self, pool: ProcessPool) -> None:
-        """Start the workers ahead of the first job; the first ``schedule`` blocks for TVM's import."""
+        """Start the workers ahead of the first job: ``schedule`` blocks for TVM's import."""
         with self._lock:
             if self._closed:
                 return
@@ -163,7 +162,7 @@ class BuildPool:
 
 
 def _discard(pool: ProcessPool) -> None:
-    pool.stop()
+    pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
 
 

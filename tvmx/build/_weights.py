@@ -80,7 +80,7 @@ def include_options() -> list[str]:
 def tensor_bytes(tensor: Any) -> int:
     """Size of a TVM tensor in bytes."""
     dtype = tvm.DataType(str(tensor.dtype))
-    return int(tensor.numel()) * -(-dtype.bits * dtype.lanes // 8)
+    return int(tensor.numel()) * -(-int(dtype.bits) * int(dtype.lanes) // 8)
 
 
 def constant_tensors(mod: Any) -> list[Any]:

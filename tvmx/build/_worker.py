@@ -58,13 +58,13 @@ def build_kernel(job: KernelBuild) -> BuildResult:
         return _failed("template", job, err, start)
     except LinkerError as err:
         return _failed("link", job, err, start)
-    except _TemplateRaised as err:
+    except _TemplateCodeError as err:
         return _failed("template", job, err.__cause__ or err, start)
     except (Exception, SystemExit) as err:
         return _failed("build", job, err, start)
 
 
-class _TemplateRaised(Exception):
+class _TemplateCodeError(Exception):
     """The template's own code raised something that is no tvmx error."""
 
 
@@ -97,7 +97,7 @@ def _schedule(job: KernelBuild, target: Target) -> Any:
     except TemplateError:
         raise
     except (Exception, SystemExit) as err:
-        raise _TemplateRaised from err
+        raise _TemplateCodeError from err
     return kernel.func
 
 

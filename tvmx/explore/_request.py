@@ -101,6 +101,23 @@ class ExploreResult(BaseModel):
     notes: list[str]
 
 
+class BundleSummary(BaseModel):
+    """A bundle that was written. Sizes are bytes; ``layers_hit`` of ``layers`` run templates."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    target: str
+    layers_hit: int
+    layers: int
+    library_bytes: int
+    weights_bytes: int
+    arena_bytes: int
+    scratch_bytes: int
+    measured_on_target: bool
+    notes: list[str]
+
+
 class DryRun(BaseModel):
     """What explore would do: layers, implementations, space sizes; nothing is measured."""
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmx._tvm import build_module, te, tvm
 from tvmx.build import SYMBOL, link
 from tvmx.ir import Conversion, physical_shape, to_physical
+from tvmx.errors import MeasureError
+from tvmx.explore._evaluate import KernelEvaluator
+from tvmx.explore._walk import ConversionKey, possible_conversions
 from tvmx.measure import KernelJob
 from tvmx.passes import convert_layout
 from tvmx.passes._default_schedule import default_schedule
 from tvmx.targets import Target
+
+if TYPE_CHECKING:
+    from tvmx.explore._context import Context
 
 
 def conversion_func(conversion: Conversion, target: Target) -> Any:
@@ -62,6 +67,25 @@ def conversion_workload(conversion: Conversion) -> str:
     return f"convert:{shape}:{conversion.source}>{conversion.destination}"
 
 
-def jobs_for(conversions: Sequence[Conversion], target: Target, folder: Path) -> list[KernelJob]:
-    """One job per conversion."""
-    return [conversion_job(c, target, folder) for c in conversions]
+def measure_transitions(
+    context: Context, evaluator: KernelEvaluator
+) -> dict[ConversionKey, float]:
+    """Us of every layout conversion some plan may need, from the journal where it is known.
+
+    Raises:
+        MeasureError: a conversion fails on the device; without its cost no plan can be priced.
+    """
+    costs: dict[ConversionKey, float] = {}
+    with tempfile.TemporaryDirectory(prefix="tvmx-borders-") as scratch:
+        for conversion in possible_conversions(context.network.graph, context.layouts()):
+            measurement = evaluator.other(
+                conversion_workload(conversion),
+                lambda c=conversion: conversion_job(c, context.target, Path(scratch)),
+            )
+            if measurement.median_us is None:
+                raise MeasureError(
+                    f"layout conversion {conversion.source}->{conversion.destination} of "
+                    f"{conversion.shape} failed: {measurement.status}: {measurement.message}"
+                )
+            costs[conversion.key] = measurement.median_us
+    return costs

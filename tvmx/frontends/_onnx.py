@@ -36,11 +36,13 @@ def _import(
     from tvmx.passes._canonicalise import canonicalise
 
     mod, outputs, sources = import_graph(proto, inputs, path)
+    mod = canonicalise(mod)
+    names = {binding.var.name for block in mod["main"].body.blocks for binding in block.bindings}
     return Model(
-        mod=canonicalise(mod),
+        mod=mod,
         inputs=inputs,
         outputs=outputs,
-        sources=sources,
+        sources={name: source for name, source in sources.items() if name in names},
         digest=digest,
         path=path,
         frontend="onnx",

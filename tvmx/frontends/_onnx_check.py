@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
-_SMALL = 1024  # bytes; larger weights are left out of what onnx.checker copies
+_SMALL = 256  # elements; larger weights are left out of what onnx.checker copies
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
@@ -211,7 +212,7 @@ def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import helper
 
     graph, given = proto.graph, {value.name for value in proto.graph.input}
-    large = [i for i in graph.initializer if i.ByteSize() > _SMALL]
+    large = [i for i in graph.initializer if math.prod(i.dims) > _SMALL]
     names = {i.name for i in large}
     inputs = list(graph.input)
     inputs += [

@@ -72,3 +72,11 @@ class Timeouts:
     def job(self) -> float:
         """The longest time a connected job may hold the device, seconds."""
         return self.upload + self.load + self.run
+
+    @property
+    def session(self) -> float:
+        """After this many seconds the server ends a session by itself.
+
+        It is what frees a board from a candidate that hangs, so it is no longer than needed.
+        """
+        return self.job + 30.0

@@ -42,13 +42,16 @@ def check_output(
     """
     if not np.isfinite(actual).all():
         bad = int(actual.size - np.isfinite(actual).sum())
-        raise WrongOutputError(f"{what}: {bad} of {actual.size} values are NaN, infinite or unwritten")
+        raise WrongOutputError(
+            f"{what}: {bad} of {actual.size} values are NaN, infinite or unwritten"
+        )
     if expected is None:
         return None
     if actual.shape != expected.shape:
         raise WrongOutputError(f"{what}: shape {actual.shape}, expected {expected.shape}")
     if block_of(layout) and channels is not None:
-        actual, expected = to_logical(actual, layout, channels), to_logical(expected, layout, channels)
+        actual = to_logical(actual, layout, channels)
+        expected = to_logical(expected, layout, channels)
     error = relative_error(actual, expected)
     if not error <= rtol:
         raise WrongOutputError(f"{what}: error {error:.3g} of the range, allowed {rtol:g}", error)

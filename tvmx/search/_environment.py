@@ -88,6 +88,10 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium declares it so)
+    _layer: int
+    _us: float
+    _previous: int
+    _assignment: list[int]
 
     def __init__(
         self,
@@ -158,10 +162,10 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         return observation, reward, last, False, info
 
     def _start(self) -> None:
-        self._layer: int = 0
-        self._us: float = 0.0
-        self._previous: int = -1
-        self._assignment: list[int] = []
+        self._layer = 0
+        self._us = 0.0
+        self._previous = -1
+        self._assignment = []
 
     def _observe(self) -> tuple[Vector, dict[str, Any]]:
         layer, previous = self._layer, self._previous
@@ -176,7 +180,7 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         past = previous if self._resumable is None else self._resumable.state()
         return row, {
             "layer": layer,
-            "action_mask": self._masks[layer],
+            "action_mask": self._masks[layer].copy(),
             "baseline": self._baseline[layer],
             "previous": previous,
             "state": (layer, past),

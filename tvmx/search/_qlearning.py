@@ -24,17 +24,19 @@ class QLearningParameters:
     ``explore`` is the share of episodes with epsilon 1; then epsilon falls by
     ``epsilon_step`` down to 0 in equal phases over the remaining episodes, the last phase
     being pure exploitation. ``replay_size`` episodes are remembered; after each episode it
-    and ``replay_batch`` of them, drawn at random, are learnt backwards. A state-action pair
-    learns with 1 / visits until that is below ``learning_rate``. ``discount`` is 1: an
-    episode is as long as the network, and its plain sum of rewards is what is optimised.
+    and ``replay_batch`` of them, drawn at random, are learnt backwards.
+
+    ``learning_rate`` 1 suits table mode, where the same action in the same state always has
+    the same outcome; take less where rewards are measured. ``discount`` is 1: an episode is
+    as long as the network, and the plain sum of its rewards is what is optimised.
     """
 
-    learning_rate: float = 0.1
+    learning_rate: float = 1.0
     discount: float = 1.0
-    explore: float = 0.5
+    explore: float = 0.2
     epsilon_step: float = 0.1
     replay_size: int = 128
-    replay_batch: int = 4
+    replay_batch: int = 8
 
     def __post_init__(self) -> None:
         shares = (self.learning_rate, self.discount, self.epsilon_step)
@@ -59,14 +61,12 @@ class QLearning(Agent):
     def __init__(self, parameters: QLearningParameters | None = None) -> None:
         self.parameters = parameters or QLearningParameters()
         self._q: dict[Hashable, dict[int, float]] = {}
-        self._visits: dict[Hashable, dict[int, int]] = {}
 
     def train(
         self, env: Env, episodes: int, seed: int = 0, on_episode: OnEpisode | None = None
     ) -> list[int]:
         """See :meth:`Agent.train`. Starts from an empty table."""
         self._q.clear()
-        self._visits.clear()
         rng, best, legal = random.Random(seed), Best(on_episode), LegalActions()
         memory: deque[list[Transition]] = deque(maxlen=self.parameters.replay_size)
         play_baseline(env, seed, best)
@@ -100,16 +100,17 @@ class QLearning(Agent):
         return path
 
     def _learn(self, path: list[Transition]) -> None:
+        # Unvisited pairs have no value, and the first visit sets it: an arbitrary initial
+        # value would outrank actions known to lose against the baseline.
         rate, discount = self.parameters.learning_rate, self.parameters.discount
-        table, counts = self._q, self._visits
+        table = self._q
         for state, action, reward, following in reversed(path):
             later = table.get(following)
             goal = reward + discount * max(later.values()) if later else reward
             values = table.get(state)
             if values is None:
-                table[state], counts[state] = {action: goal}, {action: 1}
-                continue
-            visits = counts[state]
-            n = visits[action] = visits.get(action, 0) + 1
-            old = values.get(action, 0.0)
-            values[action] = old + max(rate, 1.0 / n) * (goal - old)
+                table[state] = {action: goal}
+            elif action in values:
+                values[action] += rate * (goal - values[action])
+            else:
+                values[action] = goal

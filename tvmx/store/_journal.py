@@ -144,13 +144,13 @@ class Journal:
         for position, raw in enumerate(lines):
             number = self._tail.line + 1
             last = position == len(lines) - 1
-            if not raw.endswith(b"\n"):
+            if not raw.endswith(b"\n") and (number > 1 or _HEADER.encode().startswith(raw)):
                 # Torn, or being written at this moment: the next call looks again.
                 return
             try:
                 record = self._parse(raw, number)
             except JournalError:
-                if last and not _is_json(raw):
+                if last and number > 1 and not _is_json(raw):
                     return
                 raise
             if record is not None:

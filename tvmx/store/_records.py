@@ -72,6 +72,5 @@ class MeasurementRecord(BaseModel):
 
     def line(self) -> str:
         """Canonical JSON without a newline: equal records have equal lines."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        # Not in JSON mode, which would turn NaN into null.
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))

@@ -10,12 +10,14 @@ from tvmx.templates._packing import (
     pack_vector,
     pad_axis,
 )
+from tvmx.templates._reference import Operands, make_operands, reference
 from tvmx.templates._registry import ENTRY_POINT_GROUP, Registry, TemplateEntry, TemplateRef
-from tvmx.templates._tiles import divisors, fits_registers, max_accumulators, tile_cycles
+from tvmx.templates._tiles import divisors, fits_registers, is_x86, max_accumulators, tile_cycles
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "Kernel", "Registry", "ScheduleTemplate", "TemplateEntry", "TemplateRef",
-    "apply_epilogue", "divisors", "fits_registers", "fingerprint_of", "kernel_arguments", "load_template",
-    "load_templates", "max_accumulators", "pack_conv_weight", "pack_depthwise_weight",
-    "pack_matrix", "pack_vector", "pad_axis", "tile_cycles",
+    "ENTRY_POINT_GROUP", "Kernel", "Operands", "Registry", "ScheduleTemplate", "TemplateEntry",
+    "TemplateRef", "apply_epilogue", "divisors", "fingerprint_of", "fits_registers", "is_x86",
+    "kernel_arguments", "load_template", "load_templates", "make_operands", "max_accumulators",
+    "pack_conv_weight", "pack_depthwise_weight", "pack_matrix", "pack_vector", "pad_axis",
+    "reference", "tile_cycles",
 ]

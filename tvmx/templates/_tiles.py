@@ -56,5 +56,5 @@ def tile_cycles(target: Target, blocks: int, pixels: int, depth: int) -> float:
         loads = blocks + pixels / 2
     else:
         loads = blocks + pixels + 4 * max(0, blocks - 2)
-    step = max(accumulators, loads, _LATENCY_ACCUMULATORS) + 1
+    step = max(accumulators, loads, _LATENCY_ACCUMULATORS) + loads / 8 + 1
     return depth * step + 3 * accumulators + 20

@@ -1,0 +1,157 @@
+"""Agents: optimum against brute force, determinism, candidates."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.search_tables import assignments, plan_us, random_table, residual_edges, walk_of
+from tvmx.errors import UsageError
+from tvmx.search import (
+    Agent,
+    DeployEnv,
+    Episode,
+    GreedyAgent,
+    QLearning,
+    QLearningParameters,
+    RandomAgent,
+    TopCandidates,
+    solve_exact,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_exact_is_the_brute_force_optimum(seed: int, residual: bool) -> None:
+    table = random_table(seed, layers=6, failing=0.2)
+    edges = residual_edges(6) if residual else None
+    plan = solve_exact(table, walk_of(table, edges))
+    best = min(plan_us(table, a, edges) for a in assignments(table))
+    assert plan.latency_us == pytest.approx(best)
+    assert plan_us(table, plan.actions, edges) == pytest.approx(best)
+
+
+def test_exact_refuses_too_many_states() -> None:
+    table = random_table(1, layers=6)
+    with pytest.raises(UsageError, match="'conv"):
+        solve_exact(table, walk_of(table, residual_edges(6)), max_states=2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("residual", [False, True])
+def test_q_learning_finds_the_optimum_of_small_tables(seed: int, residual: bool) -> None:
+    table = random_table(seed, layers=6, failing=0.2)
+    edges = residual_edges(6) if residual else None
+    best = min(plan_us(table, a, edges) for a in assignments(table))
+    actions = QLearning().train(DeployEnv(table, walk_of(table, edges)), 400, seed=seed)
+    assert plan_us(table, tuple(actions), edges) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_q_learning_is_within_one_percent_of_exact_on_54_layers(seed: int) -> None:
+    table = random_table(seed, layers=54, choices=6, failing=0.1)
+    edges = residual_edges(54)
+    walk = walk_of(table, edges)
+    actions = QLearning().train(DeployEnv(table, walk), 1000, seed=seed)
+    best = solve_exact(table, walk).latency_us
+    assert best - 1e-6 <= plan_us(table, tuple(actions), edges) <= 1.01 * best
+
+
+def test_q_learning_beats_greedy_and_random_where_borders_matter() -> None:
+    table = random_table(11, layers=20, choices=6, border=300)
+    env = DeployEnv(table)
+
+    def us(agent: Agent) -> float:
+        return plan_us(table, tuple(agent.train(env, 500, seed=1)))
+
+    learnt, greedy, drawn = us(QLearning()), us(GreedyAgent()), us(RandomAgent())
+    assert learnt < greedy < drawn
+
+
+AGENTS = [QLearning, RandomAgent, GreedyAgent]
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_first_episode_is_the_baseline_and_none_exceeds_the_budget(make: type[Agent]) -> None:
+    table = random_table(2, layers=5, failing=0.3)
+    seen: list[Episode] = []
+    actions = make().train(DeployEnv(table), 12, seed=3, on_episode=seen.append)
+    assert seen[0].actions == table.baseline and seen[0].total == 0.0
+    assert [e.number for e in seen] == list(range(12))
+    best = max(seen, key=lambda e: e.total)
+    assert tuple(actions) == best.actions
+
+
+@pytest.mark.parametrize("make", AGENTS)
+def test_equal_seeds_give_equal_runs(make: type[Agent]) -> None:
+    table = random_table(2, layers=8, choices=4, failing=0.2)
+
+    def run(seed: int) -> list[Episode]:
+        seen: list[Episode] = []
+        make().train(DeployEnv(table), 60, seed=seed, on_episode=seen.append)
+        return seen
+
+    assert run(1) == run(1)
+    if make is not GreedyAgent:
+        assert run(1) != run(2)
+
+
+def test_training_again_starts_afresh() -> None:
+    env = DeployEnv(random_table(2, layers=8, choices=4))
+    agent = QLearning()
+    runs: list[list[Episode]] = [[], []]
+    for seen in runs:
+        agent.train(env, 60, seed=1, on_episode=seen.append)
+    assert runs[0] == runs[1]
+
+
+def test_greedy_takes_the_best_immediate_reward() -> None:
+    table = random_table(4, layers=5, border=0)
+    actions = GreedyAgent().train(DeployEnv(table), 1000)
+    fastest = [min(c.legal, key=lambda i: c.latency_us[i] or 0) for c in table.layers]
+    assert actions == fastest
+
+
+def test_epsilon_explores_then_steps_down_to_exploitation() -> None:
+    parameters = QLearningParameters(explore=0.5, epsilon_step=0.1)
+    schedule = [parameters.epsilon(i, 1000) for i in range(1000)]
+    assert schedule[:500] == [1.0] * 500
+    assert [round(schedule[500 + 50 * k], 6) for k in range(10)] == [
+        0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0,
+    ]  # fmt: skip
+    assert schedule == sorted(schedule, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 0}, {"discount": 1.5}, {"explore": -1}, {"epsilon_step": 0},
+     {"replay_size": 0}, {"replay_batch": -1}],
+)  # fmt: skip
+def test_impossible_parameters(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        QLearningParameters(**wrong)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=60), st.integers(1, 8))
+def test_candidates_are_the_k_best_distinct(entries: list[tuple[int, int]], k: int) -> None:
+    totals: dict[tuple[int, ...], float] = {}
+    top = TopCandidates(k)
+    for key, value in entries:
+        actions = (key,)
+        totals.setdefault(actions, float(value))
+        top.add(actions, totals[actions])
+    wanted = sorted(totals.items(), key=lambda item: -item[1])[:k]  # stable: earlier first
+    assert [(c.actions, c.total) for c in top.best()] == wanted
+
+
+def test_candidates_collect_from_training() -> None:
+    table = random_table(3, layers=5)
+    top = TopCandidates(4)
+    actions = QLearning().train(DeployEnv(table), 200, on_episode=top)
+    best = top.best()
+    assert len(best) == len({c.actions for c in best}) == 4
+    assert best[0].actions == tuple(actions)
+    assert [c.total for c in best] == sorted((c.total for c in best), reverse=True)
+    with pytest.raises(UsageError, match="at least 1"):
+        TopCandidates(0)

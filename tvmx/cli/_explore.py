@@ -1,0 +1,183 @@
+"""``tvmx explore``: the search."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tvmx.cli._check import check_file, check_schedules, check_writable
+from tvmx.cli._device import check_device, parse_device
+from tvmx.cli._errors import Interrupted, guarded
+from tvmx.cli._explore_view import render_dry_run, render_result
+from tvmx.cli._options import Json, Key, Model, Schedules, Shapes, Target, Threads, Tracker
+from tvmx.cli._output import Output
+from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes
+from tvmx.cli._progress import open_progress
+from tvmx.errors import UsageError
+
+if TYPE_CHECKING:
+    from tvmx.explore import ExploreRequest
+
+EPILOG = """Examples:
+  tvmx explore network.onnx --target host --budget 2m
+  tvmx explore network.onnx --target rpi4 --tracker 127.0.0.1:9190 --key rpi4 --data eval.npz
+  tvmx explore network.onnx --target rpi4 --dry-run
+
+The same command again continues where an interrupted one stopped."""
+
+
+class Objective(StrEnum):
+    """What the best plan is best at."""
+
+    LATENCY = "latency"
+    ARENA = "arena"
+    WEIGHTS = "weights"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command("explore", epilog=EPILOG)(explore_model)
+
+
+@guarded
+def explore_model(
+    model: Model,
+    target: Target,
+    shape: Shapes = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE.npz",
+            help="Arrays `calibration`, `inputs` and optionally `labels`. Without it only float, "
+            "dense implementations are legal.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Time for tuning, such as 90s, 10m or 1h30m. Default: 10m. With --trials, "
+            "whichever ends first.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", metavar="N", help="Kernel measurements for tuning."),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-accuracy-drop",
+            metavar="POINTS",
+            help="Largest accuracy loss, in percentage points of the metric.",
+        ),
+    ] = 1.0,
+    objective: Annotated[
+        Objective, typer.Option("--objective", help="What the best plan is best at.")
+    ] = Objective.LATENCY,
+    threads: Threads = 1,
+    schedules: Schedules = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of every choice.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="RUN",
+            help="Folder of the run. Default: MODEL-TARGET.run in the current folder.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Drop what the run folder holds and start over.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be explored; measure nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search layout, schedule and knobs of every layer, measured on the device over RPC.
+
+    The best plans are built whole, verified, and measured interleaved with the baseline: every
+    layer float, dense, at its template's default.
+    """
+    budget_s = None if budget is None else parse_duration(budget)
+    _check_numbers(trials, max_accuracy_drop, seed)
+    shapes = parse_shapes(shape or ())
+    check_file(model, "model", hint="give the path of an .onnx file")
+    _check_threads(target, threads)
+    run = check_writable(out or Path(f"{model.stem}-{target}.run"))
+    folders = check_schedules(schedules)
+    address = parse_device(tracker, key)
+    if data is not None:
+        _check_data(model, shapes, data, seed)
+    if not dry_run:
+        check_device(address)
+    from tvmx.explore import ExploreRequest
+
+    request = ExploreRequest(
+        model=model,
+        target=target,
+        out=run,
+        shapes=shapes,
+        tracker=address,
+        data=data,
+        budget_s=budget_s,
+        trials=trials,
+        max_accuracy_drop=max_accuracy_drop,
+        objective=objective.value,
+        threads=threads,
+        schedules=folders,
+        seed=seed,
+        fresh=fresh,
+    )
+    _dry_run(request, Output(as_json)) if dry_run else _explore(request, Output(as_json))
+
+
+def _explore(request: ExploreRequest, output: Output) -> None:
+    from tvmx.explore import explore
+
+    try:
+        with open_progress(output) as progress:
+            result = explore(request, progress)
+    except KeyboardInterrupt as err:
+        raise Interrupted(
+            f"every measurement so far is kept in {request.out}: the same command continues"
+        ) from err
+    output.emit(result, lambda screen: render_result(screen, result))
+
+
+def _dry_run(request: ExploreRequest, output: Output) -> None:
+    from tvmx.explore import dry_run
+
+    plan = dry_run(request)
+    output.emit(plan, lambda screen: render_dry_run(screen, plan))
+
+
+def _check_numbers(trials: int | None, max_accuracy_drop: float, seed: int) -> None:
+    if trials is not None:
+        check_count(trials, "--trials")
+    check_number(max_accuracy_drop, "--max-accuracy-drop", 0, 100, "percentage points")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed {seed} must be 0 to {2**32 - 1}")
+
+
+def _check_threads(target: str, threads: int) -> None:
+    from tvmx.targets import load_target
+
+    cores = sum(cluster.count for cluster in load_target(target).clusters)
+    check_count(threads, "--threads", cores, f"target {target} has {cores} cores")
+
+
+def _check_data(model: Path, shapes: dict[str, tuple[int, ...]], data: Path, seed: int) -> None:
+    """Look at the data now: a NaN found after minutes of tuning would be an insult."""
+    check_file(data, "data file", hint="--data takes an .npz file")
+    from tvmx.accuracy import load_data
+    from tvmx.frontends import model_inputs
+
+    load_data(data, model_inputs(model, shapes), seed)

@@ -1,0 +1,131 @@
+"""What explore found, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmx.cli._units import clock, duration, size
+
+if TYPE_CHECKING:
+    from tvmx.cli._output import Screen
+    from tvmx.explore import CandidateSummary, DryRun, ExploreResult, LayerSummary
+
+OTHERS = 3
+
+
+def render_result(screen: Screen, result: ExploreResult) -> None:
+    """Candidates, then the choice of every layer, then what a reader must know."""
+    _candidates(screen, result)
+    _layers(screen, result.layers)
+    screen.fields(
+        {
+            "device": f"{result.device}, {_threads(result.threads)}",
+            "objective": result.objective,
+            "measured": f"{result.measurements} kernels, {result.failures} failed, "
+            f"in {clock(result.seconds)}",
+            "outputs checked": f"against {result.reference}",
+            "run": result.run,
+        }
+    )
+    for note in result.notes:
+        screen.line(f"note: {note}")
+    screen.line("next:")
+    screen.command(f"tvmx export {result.run} --out BUNDLE")
+
+
+def _candidates(screen: Screen, result: ExploreResult) -> None:
+    first = list(dict.fromkeys((result.baseline, result.best)))
+    rest = [index for index in range(len(result.candidates)) if index not in first]
+    shown = [*first, *rest[:OTHERS]]
+    rows = [_row(index, result) for index in shown]
+    columns = (
+        "index", "candidate", "latency", "spread", "time / baseline", _accuracy_title(result),
+        "drop", "weights", "arena", "scratch",
+    )  # fmt: skip
+    screen.table(
+        columns,
+        rows,
+        title=f"{result.model} on {result.target}",
+        right=tuple(name for name in columns if name != "candidate"),
+    )
+    if len(rest) > OTHERS:
+        screen.line(f"{len(rest) - OTHERS} more candidates: --json lists all")
+
+
+def _row(index: int, result: ExploreResult) -> tuple[object, ...]:
+    found: CandidateSummary = result.candidates[index]
+    return (
+        index,
+        _role(index, result),
+        duration(found.latency_us),
+        f"± {duration(found.spread_us)}",
+        f"{found.ratio:.3f}",
+        "-" if found.accuracy is None else f"{found.accuracy:.2f} %",
+        "-" if found.accuracy_drop is None else f"{found.accuracy_drop:+.2f}",
+        size(found.weights_bytes),
+        size(found.arena_bytes),
+        size(found.scratch_bytes),
+    )
+
+
+def _role(index: int, result: ExploreResult) -> str:
+    if index == result.baseline == result.best:
+        return "baseline, also best"
+    if index == result.baseline:
+        return "baseline"
+    return "best" if index == result.best else result.candidates[index].name
+
+
+def _accuracy_title(result: ExploreResult) -> str:
+    kinds = [c.accuracy_kind for c in result.candidates if c.accuracy_kind]
+    return kinds[0] if kinds else "accuracy"
+
+
+def _layers(screen: Screen, layers: list[LayerSummary]) -> None:
+    screen.table(
+        ("layer", "workload", "baseline", "baseline time", "best", "best time"),
+        (
+            (
+                row.layer,
+                row.workload,
+                row.baseline,
+                duration(row.baseline_us),
+                "same" if row.best == row.baseline and row.best_us == row.baseline_us else row.best,
+                duration(row.best_us),
+            )
+            for row in layers
+        ),
+        title="Layers (time of the kernel alone)",
+        right=("baseline time", "best time"),
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
+def render_dry_run(screen: Screen, plan: DryRun) -> None:
+    """Distinct workloads, their templates and how many configs each has."""
+    screen.table(
+        ("workload", "layers", "templates (configs)", "configs"),
+        (
+            (
+                work.workload,
+                len(work.layers),
+                ", ".join(f"{name} ({size})" for name, size in work.templates.items())
+                or "none: default schedule",
+                sum(work.templates.values()),
+            )
+            for work in plan.workloads
+        ),
+        title=f"{plan.model} on {plan.target}: nothing was measured",
+        right=("layers", "configs"),
+    )
+    screen.fields(
+        {
+            "layers covered by templates": f"{plan.covered}/{plan.layers}",
+            "layout conversions to cost": plan.conversions,
+        }
+    )
+    for note in plan.notes:
+        screen.line(f"note: {note}")

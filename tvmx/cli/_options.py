@@ -1,0 +1,50 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The network, an ONNX file.")]
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle (a folder).")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=DIMS",
+        help="Shape of a dynamic input, such as data=1,3,224,224. Repeatable.",
+    ),
+]
+Target = Annotated[
+    str, typer.Option("--target", metavar="NAME", help="Target board, see `tvmx targets`.")
+]
+Tracker = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        metavar="HOST:PORT",
+        help="RPC tracker of the device. Without it: a tracker and a server of their own on "
+        "this machine, for as long as the command runs.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="K", help="Device key at the tracker, see `tvmx devices`."),
+]
+Schedules = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--schedules",
+        metavar="DIR",
+        help="A folder with own schedule templates. Its Python files are executed. Repeatable.",
+    ),
+]
+Threads = Annotated[
+    int, typer.Option("--threads", metavar="N", help="Threads the network runs with.")
+]
+BundleOut = Annotated[
+    Path, typer.Option("--out", metavar="BUNDLE", help="Folder to write; it must not exist yet.")
+]

@@ -1,0 +1,75 @@
+"""Is one bundle faster than another? Answered from paired rounds, without a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The ratio first / second over rounds that measured both, one after the other.
+
+    ``ratio`` is the median of the rounds' ratios; ``low`` and ``high`` enclose the true median
+    with at least ``CONFIDENCE`` (None with too few rounds for that). ``verdict`` is ``faster``
+    or ``slower`` (the first) when that interval excludes 1, else ``tie``.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    rounds: int
+    verdict: Literal["faster", "slower", "tie"]
+
+    def describe(self, first: str, second: str) -> str:
+        """One sentence."""
+        if self.low is None or self.high is None:
+            return (
+                f"{first} / {second} = {self.ratio:.3f}, a tie: {self.rounds} rounds are too few "
+                f"to tell a difference at {CONFIDENCE:.0%} confidence"
+            )
+        interval = f"{self.ratio:.3f} ({CONFIDENCE:.0%} interval {self.low:.3f} to {self.high:.3f})"
+        if self.verdict == "tie":
+            return f"{first} / {second} = {interval}: a tie, the difference is inside the noise"
+        return f"{first} is {self.verdict} than {second}: time ratio {interval}"
+
+
+def compare_paired(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """Compare latencies of the same rounds (any unit, all positive).
+
+    The interval is the one that inverts the sign test: order statistics of the ratios, with
+    exact binomial coverage (Conover, Practical Nonparametric Statistics, section 3.2). It
+    assumes independent rounds and nothing about their distribution.
+
+    Raises:
+        ValueError: the sequences are empty or of different lengths.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} rounds cannot be paired")
+    ratios = np.sort(np.asarray(first, np.float64) / np.asarray(second, np.float64))
+    rank = interval_rank(len(ratios))
+    ratio = float(np.median(ratios))
+    if rank is None:
+        return Paired(ratio, None, None, len(ratios), "tie")
+    low, high = float(ratios[rank]), float(ratios[-1 - rank])
+    verdict: Literal["faster", "slower", "tie"] = (
+        "faster" if high < 1 else "slower" if low > 1 else "tie"
+    )
+    return Paired(ratio, low, high, len(ratios), verdict)
+
+
+def interval_rank(rounds: int, confidence: float = CONFIDENCE) -> int | None:
+    """How many values to leave out at either end of the sorted rounds; None: too few rounds."""
+    tail, rank = 0.0, None
+    for left_out in range(rounds // 2):
+        tail += math.comb(rounds, left_out) / 2**rounds
+        if 2 * tail > 1 - confidence:
+            break
+        rank = left_out
+    return rank

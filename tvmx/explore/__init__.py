@@ -1,0 +1,42 @@
+"""The main job: explore a model on a target, build plans, export bundles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvmx.explore._request import (
+    BundleSummary,
+    CandidateSummary,
+    DryRun,
+    DryRunWorkload,
+    ExploreRequest,
+    ExploreResult,
+    LayerSummary,
+    Objective,
+    Progress,
+    Silent,
+)
+
+if TYPE_CHECKING:
+    from tvmx.explore._dry_run import dry_run
+    from tvmx.explore._explore import explore
+    from tvmx.explore._export import build_bundle, export_run
+
+__all__ = [
+    "BundleSummary", "CandidateSummary", "DryRun", "DryRunWorkload", "ExploreRequest",
+    "ExploreResult", "LayerSummary", "Objective", "Progress", "Silent", "build_bundle", "dry_run",
+    "explore", "export_run",
+]  # fmt: skip
+
+_LAZY = {
+    "dry_run": "_dry_run", "explore": "_explore", "build_bundle": "_export", "export_run": "_export"
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs TVM on first use."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"tvmx.explore.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

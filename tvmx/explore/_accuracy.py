@@ -1,0 +1,44 @@
+"""Scoring whole plans on evaluation data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmx.accuracy import Samples, Score, score
+from tvmx.explore._reference import Reference
+from tvmx.measure import NetworkJob, Runner
+
+if TYPE_CHECKING:
+    from tvmx.ir import Model
+
+
+class Scorer:
+    """Scores candidates against labels, or against the float reference's decisions.
+
+    The model's first output decides. ``reference`` is the float score the drop is told from.
+    """
+
+    def __init__(self, model: Model, samples: Samples, run_reference: Reference) -> None:
+        self._specs = {spec.name: spec for spec in model.inputs}
+        self._samples = samples
+        outputs = [(run_reference(feed.arrays)[0], feed.count) for feed in self._feeds()]
+        self._float = np.concatenate([out[:count] for out, count in outputs])
+        self.reference = self._score(self._float)
+
+    def __call__(self, runner: Runner, job: NetworkJob) -> Score:
+        """Run a candidate over all samples on the device and score it.
+
+        Raises MeasureError when the device or the candidate fails on the way.
+        """
+        feeds = list(self._feeds())
+        outputs = runner.run(job, [feed.arrays for feed in feeds])
+        parts = [out[0][: feed.count] for out, feed in zip(outputs, feeds, strict=True)]
+        return self._score(np.concatenate(parts))
+
+    def _feeds(self) -> Any:
+        return self._samples.feeds(self._specs)
+
+    def _score(self, outputs: Any) -> Score:
+        return score(outputs, labels=self._samples.labels, reference=self._float)

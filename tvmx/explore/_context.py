@@ -1,0 +1,102 @@
+"""What every part of an exploration shares: the model cut into layers, templates, target."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmx.errors import BuildError
+from tvmx.explore._evaluate import Task
+from tvmx.targets import Target, load_target
+from tvmx.templates import Registry
+
+if TYPE_CHECKING:
+    from tvmx.ir import Layer, Model
+    from tvmx.passes import Network
+
+
+def load_registry(schedules: Sequence[Path]) -> Registry:
+    """Built-in templates, entry points, and the folders or files named by the user."""
+    registry = Registry.with_builtin()
+    for path in schedules:
+        if path.is_dir():
+            registry.add_folder(path)
+        else:
+            registry.add_file(path)
+    return registry
+
+
+@dataclass(frozen=True)
+class Context:
+    """A model on a target with its templates."""
+
+    model: Model
+    network: Network
+    registry: Registry
+    target: Target
+
+    @classmethod
+    def open(
+        cls, model: Path, shapes: dict[str, tuple[int, ...]], target: str, schedules: Sequence[Path]
+    ) -> Context:
+        """Load everything; raises ModelError, UnknownTargetError, TemplateLoadError.
+
+        Targets and templates first: mistakes there are cheap to find.
+        """
+        from tvmx.frontends import load_model
+
+        loaded = load_target(target)
+        registry = load_registry(schedules)
+        imported = load_model(model, shapes)
+        from tvmx.passes import extract_layers
+
+        return cls(imported, extract_layers(imported), registry, loaded)
+
+    @property
+    def target_key(self) -> str:
+        """Name and digest of the target, for journal keys."""
+        digest = hashlib.sha256(self.target.model_dump_json().encode()).hexdigest()[:12]
+        return f"{self.target.name}:{digest}"
+
+    @property
+    def covered(self) -> list[Layer]:
+        """Layers that some template supports; raises BuildError when there are none."""
+        layers = [
+            layer
+            for layer in self.network.graph.layers
+            if self.registry.default(layer.workload, self.target) is not None
+        ]
+        if not layers:
+            raise BuildError(
+                f"{self.model.path}: no layer is covered by a schedule template "
+                f"({len(self.network.graph.layers)} layers)",
+                hint="`tvmx import` shows the layers, `tvmx schedules` the templates",
+            )
+        return layers
+
+    def tasks(self) -> list[Task]:
+        """Every (distinct workload, legal template), the baseline's template first."""
+        tasks: list[Task] = []
+        seen: set[str] = set()
+        for layer in self.covered:
+            workload = layer.workload
+            if workload.digest in seen:
+                continue
+            seen.add(workload.digest)
+            for entry in self.registry.legal(workload, self.target):
+                tasks.append(Task(workload, entry, entry.implementation(workload, self.target)))
+        return tasks
+
+    def layouts(self) -> list[str]:
+        """The layouts any legal implementation reads or writes, plain among them."""
+        from tvmx.ir import PLAIN, block_of
+
+        found = {PLAIN}
+        for task in self.tasks():
+            for layout in (task.implementation.layout, task.implementation.data_layout):
+                if block_of(layout):
+                    found.add(layout)
+        return sorted(found)

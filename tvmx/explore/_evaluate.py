@@ -1,0 +1,218 @@
+"""Build, check, measure and journal kernel candidates, builds overlapping measurements."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmx.build import SYMBOL, BuildPool, BuildResult, KernelBuild
+from tvmx.errors import DeviceError
+from tvmx.ir import Config, Implementation, to_physical
+from tvmx.measure import KernelJob, Measurement, OnResult, Runner, TimingPolicy
+from tvmx.store import Journal, MeasurementKey, MeasurementRecord
+from tvmx.targets import Target
+
+if TYPE_CHECKING:
+    from tvmx.ir import Conv2dWorkload, DenseWorkload
+    from tvmx.templates import Operands, TemplateEntry
+
+_DEVICE_RETRIES = 3
+_OPERANDS_KEPT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One workload computed by one template: what a knob tuner works on."""
+
+    workload: Conv2dWorkload | DenseWorkload
+    entry: TemplateEntry
+    implementation: Implementation
+
+    @property
+    def label(self) -> str:
+        """For messages: workload and template."""
+        return f"{self.workload.describe()} by {self.entry.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A candidate on its way. ``known`` is its journalled measurement, if there is one."""
+
+    task: Task
+    config: Config
+    key: MeasurementKey
+    known: Measurement | None = None
+    build: Future[BuildResult] | None = None
+
+
+class KernelEvaluator:
+    """Turns (task, config) into journalled measurements.
+
+    A candidate the journal knows is neither built nor measured again, whether it succeeded
+    or failed. Equal binaries of one workload are measured once. Counts ``measured``,
+    ``recalled`` and ``failed``.
+    """
+
+    def __init__(
+        self, *, target: Target, target_key: str, device: str, threads: int,
+        versions: dict[str, str], journal: Journal, runner: Runner, pool: BuildPool, folder: Path,
+    ) -> None:  # fmt: skip
+        self._target, self._target_key, self._device = target, target_key, device
+        self._threads, self._versions = threads, versions
+        self._journal, self._runner, self._pool, self._folder = journal, runner, pool, folder
+        self._operands: OrderedDict[str, Operands] = OrderedDict()
+        self._binaries: dict[tuple[str, str], Measurement] = {}
+        self.measured = self.recalled = self.failed = 0
+
+    def submit(self, task: Task, config: Config) -> Pending:
+        """Start building, unless the journal has the answer already."""
+        key = self.key(task, config)
+        known = self.recall(key)
+        if known is not None:
+            return Pending(task, config, key, known=known)
+        job = KernelBuild.of(
+            task.workload, task.entry.name, task.entry.path, config, self._target, self._folder
+        )
+        return Pending(task, config, key, build=self._pool.submit(job))
+
+    def key(self, task: Task, config: Config) -> MeasurementKey:
+        """The journal key of a candidate."""
+        return MeasurementKey.of(
+            task.workload.digest, task.implementation, config, target=self._target_key,
+            device=self._device, threads=self._threads, versions=self._versions,
+        )  # fmt: skip
+
+    def recall(self, key: MeasurementKey) -> Measurement | None:
+        """The journalled measurement of a key."""
+        record = self._journal.lookup(key)
+        return None if record is None else Measurement.model_validate(record.measurement)
+
+    def finish(self, batch: list[Pending], policy: TimingPolicy) -> list[Measurement]:
+        """Wait for the builds of a batch, measure them, journal all; in the order given.
+
+        Raises:
+            DeviceError: the device failed again and again; nothing measured is lost.
+        """
+        results: list[Measurement | None] = [pending.known for pending in batch]
+        self.recalled += sum(r is not None for r in results)
+        jobs: list[tuple[int, KernelJob, str]] = []
+        for index, pending in enumerate(batch):
+            if pending.build is None:
+                continue
+            built = pending.build.result()
+            if not built.ok:
+                results[index] = self._record(pending.key, _build_failure(built))
+                continue
+            twin = self._binaries.get((pending.task.workload.digest, built.digest))
+            if twin is not None:
+                results[index] = self._record(pending.key, twin)
+            else:
+                jobs.append((index, self._job(pending, built), built.digest))
+        self._measure(batch, jobs, results, policy)
+        return [r for r in results if r is not None]
+
+    def other(self, workload: str, make_job: Callable[[], KernelJob]) -> Measurement:
+        """A measurement of something that is no layer (a conversion), journalled by name."""
+        key = MeasurementKey(
+            workload=workload, implementation="{}", config="{}", target=self._target_key,
+            device=self._device, threads=self._threads,
+            tvmx=self._versions["tvmx"], tvm=self._versions["tvm"],
+        )  # fmt: skip
+        known = self.recall(key)
+        if known is not None:
+            return known
+        (measurement,) = self._on_device([make_job()], TimingPolicy.quick(), lambda _, m: None)
+        return self._record(key, measurement)
+
+    def _measure(
+        self, batch: list[Pending], jobs: list[tuple[int, KernelJob, str]],
+        results: list[Measurement | None], policy: TimingPolicy,
+    ) -> None:  # fmt: skip
+        def journal(number: int, measurement: Measurement) -> None:
+            if measurement.device_fault:
+                return
+            index, job, digest = jobs[number]
+            pending = batch[index]
+            if measurement.ok:
+                self._binaries[pending.task.workload.digest, digest] = measurement
+            results[index] = self._record(pending.key, measurement)
+            self.measured += 1
+            job.library.unlink(missing_ok=True)
+
+        self._on_device([job for _, job, _ in jobs], policy, journal)
+
+    def _on_device(
+        self, jobs: list[KernelJob], policy: TimingPolicy, on_result: OnResult
+    ) -> list[Measurement]:
+        """Measure; what failed through the device's fault is tried again, then given up.
+
+        ``on_result`` gets every measurement at once, so that none is lost when this dies.
+        """
+        results: dict[int, Measurement] = {}
+        left = list(range(len(jobs)))
+        for _ in range(1 + _DEVICE_RETRIES):
+            numbers = list(left)
+
+            def done(position: int, measurement: Measurement, numbers: list[int] = numbers) -> None:
+                results[numbers[position]] = measurement
+                on_result(numbers[position], measurement)
+
+            self._runner.measure([jobs[i] for i in numbers], policy, done)
+            left = [i for i in numbers if results[i].device_fault]
+            if not left:
+                return [results[i] for i in range(len(jobs))]
+        fault = results[left[0]]
+        raise DeviceError(
+            f"device {self._device!r} failed again and again ({fault.status}: {fault.message}); "
+            "everything measured so far is in the journal",
+            hint="`tvmx devices` shows what is registered; the same command continues the run",
+        )
+
+    def _record(self, key: MeasurementKey, measurement: Measurement) -> Measurement:
+        self._journal.append(
+            MeasurementRecord(
+                key=key, measurement=measurement.model_dump(mode="json"), timestamp=time.time()
+            )
+        )
+        self.failed += not measurement.ok
+        return measurement
+
+    def _job(self, pending: Pending, built: BuildResult) -> KernelJob:
+        assert built.library is not None
+        task, operands = pending.task, self._operands_of(pending.task.workload)
+        kernel = task.entry.template.build(task.workload, pending.config, self._target)
+        implementation = task.implementation
+        inputs: list[Any] = [
+            to_physical(operands.data, implementation.data_layout),
+            kernel.pack_weight(operands.weight),
+        ]
+        if operands.bias is not None:
+            inputs.append(kernel.pack_bias(operands.bias))
+        if operands.residual is not None:
+            inputs.append(to_physical(operands.residual, implementation.layout))
+        expected = to_physical(operands.expected, implementation.layout)
+        return KernelJob(
+            library=built.library, symbol=SYMBOL, inputs=tuple(inputs),
+            out_shape=expected.shape, expected=expected, layout=implementation.layout,
+            channels=task.workload.out_shape[1], label=f"{task.label} {pending.config!r}",
+        )  # fmt: skip
+
+    def _operands_of(self, workload: Any) -> Operands:
+        """Random operands and the float reference of a workload; the last few are kept."""
+        from tvmx.templates import make_operands
+
+        found = self._operands.pop(workload.digest, None) or make_operands(workload)
+        self._operands[workload.digest] = found
+        while len(self._operands) > _OPERANDS_KEPT:
+            self._operands.popitem(last=False)
+        return found
+
+
+def _build_failure(built: BuildResult) -> Measurement:
+    assert built.error is not None
+    return Measurement.failure("build", f"{built.error.kind}: {built.error.message}")

@@ -1,0 +1,170 @@
+"""Bundles from a model without search, or from an explored run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tvmx.deploy import Figure, Manifest, Sizes, TensorSpec, installed_versions, write_bundle
+from tvmx.errors import RunMismatchError, StoreError, UsageError
+from tvmx.explore._context import Context
+from tvmx.explore._golden import Golden, load_golden
+from tvmx.explore._reference import Reference, golden_inputs
+from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
+from tvmx.explore._whole import BuiltPlan, build_plan
+from tvmx.ir import Plan
+from tvmx.passes import baseline_plan, check_replay, transfer_plan
+from tvmx.store import Run
+
+
+def build_bundle(
+    model: Path, target: str, out: Path, *, shapes: dict[str, tuple[int, ...]] | None = None,
+    plan: Path | None = None, schedules: Sequence[Path] = (), seed: int = 0,
+    progress: Progress | None = None,
+) -> BundleSummary:  # fmt: skip
+    """Compile a model without search: template defaults, or the replay of a plan.
+
+    Raises ModelError, BuildError (also for a plan of another model or target), UnwritableError.
+    """
+    progress = progress or Silent()
+    progress.stage("import")
+    context = Context.open(model, shapes or {}, target, schedules)
+    if plan is None:
+        chosen = baseline_plan(context.network, context.registry, context.target, seed)
+    else:
+        chosen = Plan.load(plan)
+        check_replay(chosen, context.network, context.registry)
+        if chosen.target != context.target.name:
+            raise UsageError(
+                f"{plan} was made for target {chosen.target!r}, not {context.target.name!r}",
+                hint=f"--target {chosen.target}, or `tvmx export RUN --target {context.target.name}`",
+            )
+    progress.stage("reference")
+    reference, inputs = Reference(context.model), golden_inputs(context.model, seed)
+    golden = Golden(inputs, reference(inputs), reference.name)
+    notes = ["built without search: nothing was measured"]
+    return _write(context, chosen, golden, out, (), notes, False, progress)
+
+
+def export_run(
+    run: Path, out: Path, *, pick: str = "best", target: str | None = None,
+    schedules: Sequence[Path] = (), progress: Progress | None = None,
+) -> BundleSummary:  # fmt: skip
+    """Write a bundle of an explored run's candidate.
+
+    ``pick`` is ``best``, ``baseline`` or an index into the result's candidates. For another
+    target than the explored one precision, sparsity and templates are kept, configs are that
+    target's defaults, and the manifest says it was not measured there.
+
+    Raises:
+        StoreError: ``run`` is no run, or has no result yet.
+        UsageError: no such candidate.
+        RunMismatchError: the model file has changed since.
+    """
+    progress = progress or Silent()
+    folder = Run.load(run)
+    outcome = folder.result()
+    if outcome is None:
+        raise StoreError(
+            f"run {run} has no result yet", hint=f"run the same `tvmx explore ... --out {run}` again"
+        )
+    result = ExploreResult.model_validate(outcome)
+    candidate = _pick(result, pick)
+    settings = folder.settings
+    progress.stage("import")
+    paths = [Path(p) for p in settings.schedule_paths] + [p for p in schedules]
+    context = Context.open(
+        Path(settings.model_path), dict(settings.shapes), target or settings.target,
+        list(dict.fromkeys(p.resolve() for p in paths)),
+    )  # fmt: skip
+    if context.model.digest != settings.model:
+        raise RunMismatchError(
+            f"{settings.model_path} has changed since run {run} was made "
+            f"(digest {context.model.digest}, then {settings.model})",
+            hint="explore again, or restore the model file",
+        )
+    plan = folder.plan(candidate.name)
+    check_replay(plan, context.network, context.registry)
+    same = context.target.name == result.target
+    notes = list(result.notes)
+    if not same:
+        plan = transfer_plan(plan, context.network, context.registry, context.target)
+        notes = [f"not measured on this target; explored on {result.target}"]
+    figures = _figures(result, candidate) if same else ()
+    return _write(context, plan, load_golden(folder), out, figures, notes, same, progress)
+
+
+def _pick(result: ExploreResult, pick: str) -> CandidateSummary:
+    count = len(result.candidates)
+    if pick == "best":
+        return result.candidates[result.best]
+    if pick == "baseline":
+        return result.candidates[result.baseline]
+    if pick.isdecimal() and int(pick) < count:
+        return result.candidates[int(pick)]
+    names = ", ".join(f"{i} {c.name}" for i, c in enumerate(result.candidates))
+    raise UsageError(f"no candidate {pick!r} in the run ({names})", hint="--pick best|baseline|INDEX")
+
+
+def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:
+    where = {"device": result.device.split(",")[0], "identity": result.device}
+    found = [
+        Figure(
+            metric="latency", value=c.latency_us, unit="us", spread=c.spread_us,
+            threads=result.threads, paired_with="baseline",
+            note="median and interquartile range over interleaved rounds", **where,
+        ),
+        Figure(
+            metric="latency ratio to baseline", value=c.ratio, unit="1",
+            threads=result.threads, paired_with="baseline",
+            note="median over rounds of this / baseline", **where,
+        ),
+    ]  # fmt: skip
+    if c.accuracy is not None:
+        found.append(
+            Figure(metric=c.accuracy_kind, value=c.accuracy, unit="%", note="held-out half", **where)
+        )
+    return tuple(found)
+
+
+def _write(
+    context: Context, plan: Plan, golden: Golden, out: Path, figures: tuple[Figure, ...],
+    notes: list[str], measured: bool, progress: Progress,
+) -> BundleSummary:  # fmt: skip
+    progress.stage("compile")
+    with tempfile.TemporaryDirectory(prefix="tvmx-bundle-") as scratch:
+        built = build_plan(
+            "model", plan, context.network, context.registry, context.target, Path(scratch)
+        )
+        manifest = _manifest(context, built, golden, figures, notes, measured)
+        bundle = write_bundle(
+            out, built.build.path, manifest, golden.inputs, golden.outputs, plan
+        )
+    sizes = manifest.sizes
+    return BundleSummary(
+        path=str(bundle.path), target=context.target.name, layers_hit=built.lowered.hits,
+        layers=built.lowered.total, library_bytes=sizes.library_bytes,
+        weights_bytes=sizes.weights_bytes, arena_bytes=sizes.arena_bytes,
+        scratch_bytes=sizes.scratch_bytes, measured_on_target=measured, notes=notes,
+    )  # fmt: skip
+
+
+def _manifest(
+    context: Context, built: BuiltPlan, golden: Golden, figures: tuple[Figure, ...],
+    notes: list[str], measured: bool,
+) -> Manifest:  # fmt: skip
+    model, target, build = context.model, context.target, built.build
+    return Manifest(
+        model=model.path.name, model_digest=model.digest, plan_digest=built.plan.digest,
+        target=target.name, triple=target.triple, cpu=target.cpu, features=target.features,
+        glibc=target.glibc, versions=installed_versions(),
+        inputs=tuple(TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in model.inputs),
+        outputs=tuple(TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in model.outputs),
+        sizes=Sizes(
+            library_bytes=build.bytes, weights_bytes=build.weights_bytes,
+            arena_bytes=build.arena_bytes, scratch_bytes=build.scratch_bytes,
+        ),
+        figures=figures, measured_on_target=measured,
+        notes=(*notes, f"golden outputs computed by {golden.reference}"),
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Tuning kernels: every default first, then knobs where the network gains most."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tvmx.explore._budget import Budget
+from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
+from tvmx.ir import Config
+from tvmx.measure import Measurement, TimingPolicy
+from tvmx.targets import Target
+from tvmx.tune import BudgetAllocator, KnobTuner, TuningState
+
+_BATCH = 8
+_BATCHES_AHEAD = 2
+_PATIENCE = 3  # batches without improvement that end the tuning of a task
+
+
+@dataclass(eq=False)
+class Tuned:
+    """A task with its tuner and what was found. Latencies in us; None where it failed."""
+
+    task: Task
+    tuner: KnobTuner
+    default_us: float | None = None
+    best_us: float | None = None
+    best: Config | None = None
+    trials: int = 0
+    idle: bool = False  # nothing left to propose
+
+    def observe(self, config: Config, measurement: Measurement) -> None:
+        """Learn one measurement."""
+        us = measurement.median_us if measurement.ok else None
+        self.tuner.observe(config, us)
+        if self.trials == 0:
+            self.default_us = us
+        self.trials += 1
+        if us is not None and (self.best_us is None or us < self.best_us):
+            self.best_us, self.best = us, config
+
+
+@dataclass
+class KernelTuning:
+    """Runs the tuning of all tasks of a network.
+
+    ``uses`` counts the layers of each workload digest. ``on_batch`` is called after each
+    batch. The order of measurements depends only on the seed and on what was measured.
+    """
+
+    tasks: Sequence[Task]
+    uses: dict[str, int]
+    evaluator: KernelEvaluator
+    budget: Budget
+    target: Target
+    seed: int
+    on_batch: Callable[[KernelTuning], None]
+    policy: TimingPolicy = field(default_factory=TimingPolicy.quick)
+
+    def __post_init__(self) -> None:
+        self.tuned = [
+            Tuned(t, KnobTuner(t.entry.template.space(t.workload, self.target), t.workload,
+                               t.entry.name, self.target, seed=self.seed))
+            for t in self.tasks
+        ]  # fmt: skip
+        self.trials = 0
+        self._started = 0
+        self._allocator = BudgetAllocator()
+
+    def run(self) -> None:
+        """Measure all defaults, then tune until the budget is used up or nothing is left."""
+        self._defaults()
+        self._pipeline(self._next_batch)
+
+    def best_estimate_us(self) -> float | None:
+        """Sum over layers of the fastest implementation so far, borders not counted."""
+        return self._sum(lambda t: t.best_us)
+
+    def default_estimate_us(self) -> float | None:
+        """The same for the baseline: each workload's first template at its default."""
+        firsts = {t.task.workload.digest: t for t in reversed(self.tuned)}
+        values = [t.default_us for t in firsts.values()]
+        if any(v is None for v in values):
+            return None
+        return sum((t.default_us or 0.0) * self.uses[d] for d, t in firsts.items())
+
+    def _sum(self, value: Callable[[Tuned], float | None]) -> float | None:
+        total = 0.0
+        for digest, count in self.uses.items():
+            found = [v for t in self._of(digest) if (v := value(t)) is not None]
+            if not found:
+                return None
+            total += min(found) * count
+        return total
+
+    def _of(self, digest: str) -> list[Tuned]:
+        return [t for t in self.tuned if t.task.workload.digest == digest]
+
+    def _defaults(self) -> None:
+        queue = deque(self.tuned)
+
+        def batch() -> list[tuple[Tuned, Config]]:
+            # Always measured, whatever the budget: without them there is no baseline.
+            chosen = [queue.popleft() for _ in range(min(_BATCH, len(queue)))]
+            return [(t, config) for t in chosen for config in t.tuner.propose(1)]
+
+        self._pipeline(batch)
+
+    def _next_batch(self) -> list[tuple[Tuned, Config]]:
+        while not self.budget.tuning_over(self._started):
+            tuned = self._pick()
+            if tuned is None:
+                return []
+            configs = tuned.tuner.propose(self.budget.room(self._started, _BATCH))
+            if configs:
+                return [(tuned, config) for config in configs]
+            tuned.idle = True
+        return []
+
+    def _pick(self) -> Tuned | None:
+        """The task whose tuning promises most for the network's latency."""
+        index = self._allocator.next_workload([self._state(t) for t in self.tuned])
+        return None if index is None else self.tuned[index]
+
+    def _state(self, tuned: Tuned) -> TuningState:
+        digest = tuned.task.workload.digest
+        rivals = [t.best_us for t in self._of(digest) if t is not tuned and t.best_us is not None]
+        finished = tuned.idle or tuned.best_us is None or tuned.tuner.finished(_PATIENCE)
+        return TuningState(
+            layers=self.uses[digest],
+            history=tuned.tuner.history(),
+            rival_us=min(rivals, default=None),
+            finished=finished,
+        )
+
+    def _pipeline(self, next_batch: Callable[[], list[tuple[Tuned, Config]]]) -> None:
+        """Keep builds of the next batches running while one batch is measured."""
+        flying: deque[list[tuple[Tuned, Pending]]] = deque()
+        exhausted = False
+        while True:
+            while len(flying) < _BATCHES_AHEAD and not exhausted:
+                batch = next_batch()
+                self._started += len(batch)
+                exhausted = not batch
+                if batch:
+                    flying.append([(t, self.evaluator.submit(t.task, c)) for t, c in batch])
+            if not flying:
+                return
+            done = flying.popleft()
+            results = self.evaluator.finish([pending for _, pending in done], self.policy)
+            for (tuned, pending), measurement in zip(done, results, strict=True):
+                tuned.observe(pending.config, measurement)
+                self.trials += 1
+            self.on_batch(self)

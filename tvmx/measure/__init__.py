@@ -1,0 +1,43 @@
+"""Measuring: devices behind a tracker, runners, and the servers tvmx starts itself."""
+
+from tvmx.measure._address import DeviceAddress, Timeouts, parse_host_port
+from tvmx.measure._base import OnResult, Runner
+from tvmx.measure._elf import elf_machine, library_problem
+from tvmx.measure._fake import FakeRunner
+from tvmx.measure._farm import LocalFarm
+from tvmx.measure._jobs import Job, KernelJob, NetworkJob
+from tvmx.measure._measurement import Measurement, Status
+from tvmx.measure._rpc import RpcRunner
+from tvmx.measure._serve import board_commands, exposure_warning, serve_forever, track_forever
+from tvmx.measure._timing import TimingPolicy
+from tvmx.measure._tracker import KeyStatus, TrackerSummary, require_key, tracker_summary
+from tvmx.measure._verify import check_output, relative_error
+
+__all__ = [
+    "DeviceAddress",
+    "FakeRunner",
+    "Job",
+    "KernelJob",
+    "KeyStatus",
+    "LocalFarm",
+    "Measurement",
+    "NetworkJob",
+    "OnResult",
+    "RpcRunner",
+    "Runner",
+    "Status",
+    "Timeouts",
+    "TimingPolicy",
+    "TrackerSummary",
+    "board_commands",
+    "check_output",
+    "elf_machine",
+    "exposure_warning",
+    "library_problem",
+    "parse_host_port",
+    "relative_error",
+    "require_key",
+    "serve_forever",
+    "track_forever",
+    "tracker_summary",
+]

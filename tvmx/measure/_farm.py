@@ -1,0 +1,224 @@
+"""LocalFarm: a tracker and servers on this machine, as children that end with this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import psutil
+
+from tvmx.errors import DeviceError
+from tvmx.measure._address import DeviceAddress, Timeouts
+from tvmx.measure._guard import GuardedProcess
+from tvmx.measure._measurement import Status
+from tvmx.measure._rpc import RpcRunner
+from tvmx.measure._tracker import TrackerSummary, tracker_summary
+
+_START_SECONDS = 60.0
+_REGISTER_SECONDS = 20.0
+
+
+class LocalFarm:
+    """Starts a tracker and ``servers`` device servers on free loopback ports.
+
+    The embedded default when no board is given: the same RPC path as a board. ``threads`` is
+    the most threads a kernel may use on each server. Servers are supervised by their
+    registration in the tracker, because TVM's server outlives its own listener. Arrays and
+    libraries travel by path; ``share_files=False`` sends them through the RPC as to a board.
+
+    Entering raises :class:`tvmx.errors.DeviceError` when the children do not come up.
+    """
+
+    def __init__(
+        self,
+        servers: int = 1,
+        threads: int = 1,
+        key: str = "host",
+        *,
+        share_files: bool = True,
+    ) -> None:
+        self._count = servers
+        self._threads = threads
+        self._key = key
+        self._share_files = share_files
+        self._tracker: GuardedProcess | None = None
+        self._tracker_port = 0
+        self._servers: dict[int, GuardedProcess] = {}
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> LocalFarm:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> DeviceAddress:
+        """Where runners find the farm."""
+        return DeviceAddress("127.0.0.1", self._tracker_port, self._key)
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Pids of the working processes: ``tracker`` and ``server:PORT``."""
+        pids = {f"server:{port}": p.worker_pid or 0 for port, p in self._servers.items()}
+        if self._tracker is not None:
+            pids["tracker"] = self._tracker.worker_pid or 0
+        return pids
+
+    def runner(
+        self, *, timeouts: Timeouts | None = None, arch: str | None = None
+    ) -> RpcRunner:
+        """A runner on all servers of the farm, which repairs them when candidates break them."""
+        return RpcRunner(
+            self.address,
+            threads=self._threads,
+            timeouts=timeouts,
+            arch=arch,
+            parallel=self._count,
+            recover=self.recover,
+        )
+
+    def summary(self) -> TrackerSummary:
+        """The tracker's view. Raises :class:`tvmx.errors.TrackerError`."""
+        return tracker_summary("127.0.0.1", self._tracker_port)
+
+    def recover(self, port: int | None, status: Status) -> bool:
+        """Repair after a failure of a job on the server at ``port``; see :class:`RpcRunner`.
+
+        A server stuck in a candidate is freed by killing the process that serves it; one that
+        could not even be reached is replaced. Returns whether a server or the tracker had died.
+        """
+        with self._lock:
+            server = self._servers.get(port) if port is not None else None
+            if server is not None and server.alive and server.worker_pid:
+                if status in ("queue", "connect"):
+                    server.kill()
+                else:
+                    _kill_children(server.worker_pid)
+            return self.ensure()
+
+    def ensure(self) -> bool:
+        """Restart whatever is dead or not registered; whether that was needed.
+
+        Raises :class:`tvmx.errors.DeviceError` when a restart fails.
+        """
+        with self._lock:
+            restarted = False
+            if self._tracker is None or not self._tracker.alive:
+                self._start_tracker()
+                restarted = True
+            for port in [p for p, s in self._servers.items() if not _works(s)]:
+                self._servers.pop(port).kill()
+                restarted = True
+            while len(self._servers) < self._count:
+                self._start_server()
+            for port in self._unregistered(_REGISTER_SECONDS):
+                self._servers.pop(port).kill()
+                self._start_server()
+                restarted = True
+            self._require_registered()
+            return restarted
+
+    def close(self) -> None:
+        """End all children. Calling it twice does no harm."""
+        with self._lock:
+            for server in self._servers.values():
+                server.kill()
+            self._servers.clear()
+            if self._tracker is not None:
+                self._tracker.kill()
+            self._tracker = None
+
+    def _start(self) -> None:
+        self._start_tracker()
+        pending = [self._spawn_server() for _ in range(self._count)]
+        try:
+            for server in pending:
+                self._servers[int(server.ready(_START_SECONDS)["port"])] = server
+        finally:
+            for server in pending:
+                if server not in self._servers.values():
+                    server.kill()
+        self._require_registered()
+
+    def _start_tracker(self) -> None:
+        if self._tracker is not None:
+            self._tracker.kill()
+        args = ["tracker"]
+        if self._tracker_port:  # servers find a restarted tracker again only where it was
+            args += ["--port", str(self._tracker_port)]
+        self._tracker = GuardedProcess("tvmx.measure._child", args)
+        self._tracker_port = int(self._tracker.ready(_START_SECONDS)["port"])
+
+    def _spawn_server(self) -> GuardedProcess:
+        args = ["server", "--tracker", self.address.tracker, "--key", self._key]
+        if not self._share_files:
+            args.append("--plain")
+        return GuardedProcess(
+            "tvmx.measure._child", args, env=server_environment(self._threads, bind=False)
+        )
+
+    def _start_server(self) -> None:
+        server = self._spawn_server()
+        self._servers[int(server.ready(_START_SECONDS)["port"])] = server
+
+    def _unregistered(self, patience: float) -> list[int]:
+        end = time.monotonic() + patience
+        while True:
+            summary = self.summary()
+            missing = [p for p in self._servers if not summary.registered(self._key, p)]
+            if not missing or time.monotonic() > end:
+                return missing
+            time.sleep(0.05)
+
+    def _require_registered(self) -> None:
+        missing = self._unregistered(_REGISTER_SECONDS)
+        if missing:
+            log = self._servers[missing[0]].log_tail()
+            raise DeviceError(
+                f"the server on port {missing[0]} did not register as {self._key!r}"
+                f" within {_REGISTER_SECONDS:g} s: {log or 'no message'}"
+            )
+
+
+def server_environment(threads: int, *, bind: bool) -> dict[str, str]:
+    """Environment of a server for kernels of up to ``threads`` threads.
+
+    Without TVM_NUM_THREADS TVM uses half of the logical processors of an x86 machine. TVM binds
+    each server's threads to the first cores (``bind``), which several servers must not share.
+    """
+    return {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "1" if bind else "0"}
+
+
+def _works(server: GuardedProcess) -> bool:
+    if not server.alive or server.worker_pid is None:
+        return False
+    try:
+        state = psutil.Process(server.worker_pid).status()
+    except psutil.NoSuchProcess:
+        return False
+    # A stopped server stays registered in the tracker, and nobody would ever resume it.
+    return state not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def _kill_children(pid: int) -> None:
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue

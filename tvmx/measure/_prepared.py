@@ -1,0 +1,153 @@
+"""A job on the device, ready to be checked and timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvmx.measure._jobs import Array
+from tvmx.measure._remote import RemoteSession
+from tvmx.measure._tasks import ArrayRef, KernelSpec, NetworkSpec, Spec, Timed
+from tvmx.measure._timing import TimingPolicy
+from tvmx.measure._verify import check_output
+
+
+def _read(ref: ArrayRef) -> Array:
+    return np.asarray(np.load(ref.path, mmap_mode="r", allow_pickle=False))
+
+
+class Prepared:
+    """Common part: subclasses say what to run and what came out."""
+
+    def __init__(self, session: RemoteSession) -> None:
+        self._session = session
+        self.estimate_us = 0.0
+        self.max_error: float | None = None
+
+    def check(self) -> None:
+        """Run twice, estimate the latency, compare the output."""
+        with self._session.phase("run"):
+            self.estimate_us = self._evaluate(1, 1)[0]
+            self.max_error = self._verify()
+
+    def warm_up(self, calls: int) -> None:
+        """Run without timing; the time evaluator adds one call of its own."""
+        for _ in range(calls - 1):
+            self._call()
+
+    def time(self, number: int, repeat: int, warmup: int = 1) -> list[float]:
+        """Mean latencies in microseconds of ``repeat`` times ``number`` calls."""
+        with self._session.phase("run"):
+            self.warm_up(warmup)
+            return self._evaluate(number, repeat)
+
+    def measure(self, policy: TimingPolicy) -> Timed:
+        """Check, then time by the policy."""
+        self.check()
+        number, repeat = policy.calls(self.estimate_us), policy.rounds(self.estimate_us)
+        return Timed(tuple(self.time(number, repeat, policy.warmup)), self.max_error)
+
+    def _evaluate(self, number: int, repeat: int) -> list[float]:
+        raise NotImplementedError
+
+    def _call(self) -> None:
+        raise NotImplementedError
+
+    def _verify(self) -> float | None:
+        raise NotImplementedError
+
+
+class PreparedKernel(Prepared):
+    """A PrimFunc library with its arguments on the device."""
+
+    def __init__(self, session: RemoteSession, spec: KernelSpec) -> None:
+        super().__init__(session)
+        self._spec = spec
+        with session.phase("upload"):
+            self._args = [session.tensor(ref) for ref in spec.inputs]
+            self._out = session.poisoned(spec.out_shape, spec.out_dtype)
+            path = session.upload(spec.library)
+        with session.phase("load"):
+            self._module = session.load(path)
+            self._function = self._module[spec.symbol]
+
+    def _evaluate(self, number: int, repeat: int) -> list[float]:
+        timer = self._module.time_evaluator(
+            self._spec.symbol, self._session.device, number=number, repeat=repeat
+        )
+        return [seconds * 1e6 for seconds in timer(*self._args, self._out).results]
+
+    def _call(self) -> None:
+        self._function(*self._args, self._out)
+
+    def _verify(self) -> float | None:
+        spec = self._spec
+        return check_output(
+            self._session.fetch(self._out),
+            None if spec.expected is None else _read(spec.expected),
+            spec.rtol,
+            layout=spec.layout,
+            channels=spec.channels,
+        )
+
+
+class PreparedNetwork(Prepared):
+    """A Relax VM with its inputs set."""
+
+    def __init__(self, session: RemoteSession, spec: NetworkSpec) -> None:
+        super().__init__(session)
+        self._spec = spec
+        from tvm.runtime.vm import VirtualMachine
+
+        with session.phase("upload"):
+            self.inputs = [session.tensor(ref) for ref in spec.inputs]
+            path = session.upload(spec.library)
+        with session.phase("load"):
+            self._vm = VirtualMachine(session.load(path), session.device)
+            self._vm.set_input("main", *self.inputs)
+
+    def run(self) -> tuple[Array, ...]:
+        """Run once on the inputs as they are on the device; outputs flattened."""
+        self._vm.set_input("main", *self.inputs)
+        self._call()
+        return self._outputs()
+
+    def _evaluate(self, number: int, repeat: int) -> list[float]:
+        timer = self._vm.time_evaluator(
+            "invoke_stateful", self._session.device, number=number, repeat=repeat
+        )
+        return [seconds * 1e6 for seconds in timer("main").results]
+
+    def _call(self) -> None:
+        self._vm.invoke_stateful("main")
+
+    def _outputs(self) -> tuple[Array, ...]:
+        return tuple(self._session.fetch(t) for t in _flatten(self._vm.get_outputs("main")))
+
+    def _verify(self) -> float | None:
+        self._call()
+        outputs = self._outputs()
+        expected = self._spec.expected
+        if expected is not None and len(expected) != len(outputs):
+            raise ValueError(f"{len(outputs)} outputs, {len(expected)} expected")
+        references = [None] * len(outputs) if expected is None else [_read(r) for r in expected]
+        errors = [
+            check_output(out, ref, self._spec.rtol, what=f"output {i}")
+            for i, (out, ref) in enumerate(zip(outputs, references, strict=True))
+        ]
+        known = [e for e in errors if e is not None]
+        return max(known) if known else None
+
+
+def _flatten(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return [leaf for item in value for leaf in _flatten(item)]
+    return [value]
+
+
+def prepare(session: RemoteSession, spec: Spec) -> Prepared:
+    """Bring a job to the device."""
+    if isinstance(spec, KernelSpec):
+        return PreparedKernel(session, spec)
+    return PreparedNetwork(session, spec)

@@ -1,0 +1,269 @@
+"""The worker's side of an RPC session: open it, bring arrays and libraries over, run them.
+
+Everything here may block for ever or die with the connection, because TVM's C++ client has no
+deadlines. It runs in a worker process that its parent kills (see ``_session``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmx.errors import DeviceError
+from tvmx.measure import _server_functions as server
+from tvmx.measure._jobs import Array, poison
+from tvmx.measure._measurement import Status
+from tvmx.measure._tasks import ArrayRef, ConnectedEvent, Event, Link, Phase, PhaseEvent
+from tvmx.measure._tracker import ServerTicket, TrackerConnection
+from tvmx.measure._verify import WrongOutputError
+
+_CACHE_BYTES = 256 << 20
+_LOST = ("kShutdown", "Broken pipe", "Connection reset", "Channel closes", "previously closed")
+# Read where a plain TVM server runs: TVM's `download` opens any path, but not /proc.
+_IDENTITY_FILES = (
+    "/sys/firmware/devicetree/base/model",
+    "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1",
+    "/etc/hostname",
+)
+_names = itertools.count()
+
+
+class StepError(Exception):
+    """A phase failed; carries the status of the measurement to be."""
+
+    def __init__(self, status: Status, message: str, max_error: float | None = None) -> None:
+        super().__init__(message)
+        self.status: Status = status
+        self.max_error = max_error
+
+
+def status_of(phase: Phase, error: Exception) -> Status:
+    """The measurement status for an exception of TVM's client in a phase."""
+    text = str(error)
+    if phase not in ("load", "run"):
+        return "connect" if phase == "start" else phase
+    if "RPCSessionTimeoutError" in text or "RPCSessionTimeout" in type(error).__name__:
+        return "timeout"
+    return "crash" if any(sign in text for sign in _LOST) else phase
+
+
+class RemoteSession:
+    """An open session with one server, which ends it after ``lifetime`` seconds.
+
+    ``emit`` reports phases to the parent.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        emit: Callable[[Event], None],
+        queue_seconds: float,
+        lifetime: float,
+    ) -> None:
+        self._link = link
+        self._emit = emit
+        self._lifetime = lifetime
+        self.subject = 0
+        self._tensors: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._poison: dict[tuple[tuple[int, ...], str], Any] = {}
+        self._remote = self._open(queue_seconds)
+        self.device = self._remote.cpu()
+
+    @contextlib.contextmanager
+    def phase(self, name: Phase, seconds: float | None = None) -> Iterator[None]:
+        """Announce a phase and turn what goes wrong in it into a :class:`StepError`."""
+        limit = self._link.timeouts.of(name) if seconds is None else seconds
+        self._emit(PhaseEvent(name, limit, self.subject))
+        try:
+            yield
+        except StepError:
+            raise
+        except WrongOutputError as err:
+            raise StepError("wrong-output", str(err), err.max_error) from err
+        except Exception as err:
+            status = status_of(name, err)
+            raise StepError(status, f"{name}: {_first_line(err)}") from err
+
+    def _open(self, queue_seconds: float) -> Any:
+        from tvm import rpc
+
+        with self.phase("queue", queue_seconds + 1.5):
+            ticket = self._queue(queue_seconds)
+        with self.phase("connect"):
+            # The server ends the session by itself after this time, which frees the device
+            # from a candidate that hangs even when this process is killed.
+            self._ends = time.monotonic() + self._lifetime
+            remote = rpc.connect(
+                ticket.host, ticket.port, ticket.match_key, session_timeout=self._lifetime
+            )
+            threads = self._configure(remote)
+            token = Path.cwd() / "token"
+            self._shared = self._shares_files(remote, token)
+            identity = self._identify(remote)
+        self._emit(ConnectedEvent(ticket.host, ticket.port, identity, threads))
+        return remote
+
+    def _queue(self, seconds: float) -> ServerTicket:
+        address = self._link.address
+        try:
+            with TrackerConnection(address.host, address.port) as tracker:
+                ticket = tracker.request(address.key, seconds)
+                if ticket is not None:
+                    return ticket
+            with TrackerConnection(address.host, address.port) as tracker:
+                status = tracker.summary().keys.get(address.key)
+        except DeviceError as err:
+            raise StepError("queue", err.message) from err
+        state = f"{status.servers} registered, all busy" if status else "none is registered"
+        raise StepError("queue", f"no device {address} within {seconds:g} s: {state}")
+
+    def _configure(self, remote: Any) -> int:
+        if self._link.threads:
+            remote.get_function("runtime.config_threadpool")(1, self._link.threads)
+        actual = int(remote.get_function("runtime.NumThreads")())
+        if self._link.threads and actual != self._link.threads:
+            raise StepError(
+                "connect",
+                f"{self._link.address} runs {actual} threads, {self._link.threads} were asked for:"
+                f" start its server with TVM_NUM_THREADS={self._link.threads}",
+            )
+        return actual
+
+    def _shares_files(self, remote: Any, token: Path) -> bool:
+        read = _optional_function(remote, server.READ_TOKEN)
+        if read is None:
+            return False
+        secret = f"{time.time_ns()} {id(self)}"
+        token.write_text(secret)
+        if str(read(str(token))) != secret:
+            return False
+        self._fill = remote.get_function(server.FILL)
+        self._dump = remote.get_function(server.DUMP)
+        return True
+
+    def _identify(self, remote: Any) -> str:
+        describe = _optional_function(remote, server.IDENTITY)
+        if describe is not None:
+            return str(describe())
+        facts = [_read_remote_text(remote, path) for path in _IDENTITY_FILES]
+        return ", ".join(fact for fact in facts if fact) or "unknown device"
+
+    def lasts(self, seconds: float) -> bool:
+        """Whether the server will keep the session that long."""
+        return time.monotonic() + seconds < self._ends
+
+    def usable(self, seconds: float) -> bool:
+        """Whether the connection is alive and the server will keep it that long."""
+        if not self.lasts(seconds):
+            return False
+        try:
+            with self.phase("connect"):
+                self._remote.get_function("runtime.NumThreads")()
+        except StepError:
+            return False
+        return True
+
+    def tensor(self, ref: ArrayRef) -> Any:
+        """The array on the device; what was sent in this session before is not sent again."""
+        if ref.digest in self._tensors:
+            self._tensors.move_to_end(ref.digest)
+            return self._tensors[ref.digest][0]
+        array = np.load(ref.path, mmap_mode="r", allow_pickle=False)
+        tensor = self.empty(array.shape, array.dtype.name)
+        if self._shared:
+            self._fill(ref.path, tensor, -1)
+        else:
+            tensor.copyfrom(np.ascontiguousarray(array))
+        self._tensors[ref.digest] = (tensor, ref.nbytes)
+        while len(self._tensors) > 1 and sum(n for _, n in self._tensors.values()) > _CACHE_BYTES:
+            self._tensors.popitem(last=False)
+        return tensor
+
+    def forget(self) -> None:
+        """Drop the cache of device tensors."""
+        self._tensors.clear()
+
+    def refill(self, tensor: Any, ref: ArrayRef, index: int) -> None:
+        """Overwrite a device tensor by entry ``index`` of a stacked array."""
+        if self._shared:
+            self._fill(ref.path, tensor, index)
+        else:
+            stack = np.load(ref.path, mmap_mode="r", allow_pickle=False)
+            tensor.copyfrom(np.ascontiguousarray(stack[index]))
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Uninitialised device memory."""
+        from tvm import runtime
+
+        return runtime.empty(shape, dtype, device=self.device)
+
+    def poisoned(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """An output buffer full of NaN, so that what a kernel leaves unwritten shows.
+
+        Fresh memory will not do: it may hold the right answer of the candidate before.
+        """
+        key = (shape, dtype)
+        if key not in self._poison:
+            self._poison.clear()
+            source = self.empty(shape, dtype)
+            source.copyfrom(poison(shape, dtype))
+            self._poison[key] = source
+        out = self.empty(shape, dtype)
+        self._poison[key].copyto(out)
+        return out
+
+    def fetch(self, tensor: Any) -> Array:
+        """A device tensor's values."""
+        if not self._shared:
+            return np.asarray(tensor.numpy())
+        path = Path.cwd() / "fetched.npy"
+        self._dump(str(path), tensor)
+        return np.asarray(np.load(path, allow_pickle=False))
+
+    def upload(self, library: str) -> str:
+        """Bring a library over; returns the path to load it by."""
+        if self._shared:
+            return library
+        name = f"lib{next(_names)}.so"
+        self._remote.upload(library, name)
+        return name
+
+    def load(self, path: str) -> Any:
+        """Open an uploaded library; its file is removed at once, the mapping stays."""
+        module = self._remote.load_module(path)
+        if not self._shared:
+            self._remote.remove(path)
+        return module
+
+
+def _optional_function(remote: Any, name: str) -> Any | None:
+    try:
+        return remote.get_function(name)
+    except Exception as err:
+        if any(sign in str(err) for sign in _LOST):
+            raise
+        return None
+
+
+def _read_remote_text(remote: Any, path: str) -> str:
+    try:
+        blob = bytes(remote.download(path))
+    except Exception as err:
+        if any(sign in str(err) for sign in _LOST):
+            raise
+        return ""
+    return blob.split(b"\0", 1)[0].decode(errors="replace").strip()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    noise = ("RPCError: Error caught from RPC call:", "Error caught from RPC call:")
+    useful = [line for line in lines if line not in noise] or lines
+    return f"{type(error).__name__}: {useful[0][:300]}" if useful else type(error).__name__

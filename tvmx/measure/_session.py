@@ -1,0 +1,134 @@
+"""The parent's side of a worker: deadlines, and a new worker when one had to be killed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tvmx.errors import DeviceError
+from tvmx.measure._guard import GuardedProcess
+from tvmx.measure._measurement import Status
+from tvmx.measure._spool import Spool
+from tvmx.measure._tasks import (
+    ConnectedEvent,
+    DoneEvent,
+    Event,
+    FailedEvent,
+    Link,
+    Phase,
+    PhaseEvent,
+    Task,
+)
+
+_START_SECONDS = 60.0
+
+
+class Session:
+    """Runs tasks in a worker process and never waits past a phase's deadline.
+
+    A worker that is late or dies is killed; the task fails with the phase it was in, and the
+    next task starts a new worker.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.connected: ConnectedEvent | None = None
+        self._process: GuardedProcess | None = None
+        self._channel: Connection | None = None
+        self._spool: Spool | None = None
+
+    def close(self) -> None:
+        """Kill the worker, if there is one."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+        self._process = self._channel = self._spool = None
+
+    def start(self) -> None:
+        """Start the worker now instead of with the first task. Raises DeviceError."""
+        if self._process is not None and self._process.alive:
+            return
+        self.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = GuardedProcess(
+                "tvmx.measure._worker",
+                ["--channel", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+            )
+        self._process = process
+        self._channel = Connection(ours.detach())
+        try:
+            process.ready(_START_SECONDS)
+            self._channel.send(self.link)
+        except BaseException:
+            self.close()
+            raise
+        spool = process.scratch / "spool"
+        spool.mkdir()
+        self._spool = Spool(spool)
+
+    @property
+    def folder(self) -> Path:
+        """The worker's scratch folder; it vanishes with the worker."""
+        assert self._process is not None
+        return self._process.scratch
+
+    def call(self, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
+        """Run the task that ``make`` builds with its arrays in the worker's spool."""
+        try:
+            self.start()
+            assert self._spool is not None
+            self._spool.trim()
+            return self._converse(make(self._spool))
+        except DeviceError as err:
+            self.close()
+            return FailedEvent("connect", err.message)
+        except OSError as err:  # disk full, no memory for a process
+            self.close()
+            return FailedEvent("upload", f"on this machine: {err}")
+        except BaseException:  # Ctrl-C: the worker is in the middle of something
+            self.close()
+            raise
+
+    def _converse(self, task: Task) -> DoneEvent | FailedEvent:
+        assert self._channel is not None
+        now = PhaseEvent("start", _START_SECONDS)
+        end = time.monotonic() + now.seconds
+        try:
+            self._channel.send(task)
+            while True:
+                if not self._channel.poll(max(0.0, end - time.monotonic())):
+                    self.close()
+                    return _late(now)
+                event: Event = self._channel.recv()
+                if isinstance(event, DoneEvent | FailedEvent):
+                    return event
+                if isinstance(event, ConnectedEvent):
+                    self.connected = event
+                else:
+                    now = event
+                    end = time.monotonic() + now.seconds
+        except (EOFError, ConnectionError):
+            self.close()
+            return FailedEvent(
+                _blame(now.phase, "crash"),
+                f"{now.phase}: the connection took the client process down with it",
+                now.subject,
+            )
+
+
+def _blame(phase: Phase, in_candidate: Status) -> Status:
+    if phase in ("load", "run"):
+        return in_candidate
+    return "connect" if phase == "start" else phase
+
+
+def _late(now: PhaseEvent) -> FailedEvent:
+    return FailedEvent(
+        _blame(now.phase, "timeout"), f"{now.phase}: no end after {now.seconds:g} s", now.subject
+    )

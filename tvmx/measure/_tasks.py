@@ -1,0 +1,148 @@
+"""Messages between a runner and its worker process: plain data, arrays by file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tvmx.measure._address import DeviceAddress, Timeouts
+from tvmx.measure._measurement import Status
+from tvmx.measure._timing import TimingPolicy
+
+Phase = Literal["start", "queue", "connect", "upload", "load", "run"]
+
+
+@dataclass(frozen=True)
+class ArrayRef:
+    """An array in the spool: an .npy file, named by the digest of its contents."""
+
+    path: str
+    digest: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A KernelJob with its arrays in the spool."""
+
+    name: str
+    library: str
+    symbol: str
+    inputs: tuple[ArrayRef, ...]
+    out_shape: tuple[int, ...]
+    out_dtype: str
+    expected: ArrayRef | None
+    layout: str
+    channels: int | None
+    rtol: float
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A NetworkJob with its arrays in the spool."""
+
+    name: str
+    library: str
+    inputs: tuple[ArrayRef, ...]
+    expected: tuple[ArrayRef, ...] | None
+    rtol: float
+
+
+Spec = KernelSpec | NetworkSpec
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the worker reaches its device. ``threads`` 0 leaves the device's own default."""
+
+    address: DeviceAddress
+    threads: int
+    timeouts: Timeouts
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Check one job and time it."""
+
+    spec: Spec
+    policy: TimingPolicy
+    queue_seconds: float
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Load and check all jobs, then time them in turns."""
+
+    specs: tuple[Spec, ...]
+    rounds: int
+    policy: TimingPolicy
+    queue_seconds: float
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Run a network on ``count`` inputs; each of ``stacks`` holds all values of one input."""
+
+    spec: NetworkSpec
+    stacks: tuple[ArrayRef, ...]
+    count: int
+    folder: str
+    queue_seconds: float
+
+
+@dataclass(frozen=True)
+class DescribeTask:
+    """Connect, and say what the device is."""
+
+    queue_seconds: float
+
+
+Task = MeasureTask | CompareTask | RunTask | DescribeTask
+
+
+@dataclass(frozen=True)
+class PhaseEvent:
+    """The worker enters a phase that may last ``seconds``; ``subject`` is the job's index."""
+
+    phase: Phase
+    seconds: float
+    subject: int = 0
+
+
+@dataclass(frozen=True)
+class ConnectedEvent:
+    """A session is open: to which server, what it is, and the threads it really uses."""
+
+    host: str
+    port: int
+    identity: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Latencies of one job in microseconds, and its numeric error."""
+
+    latencies_us: tuple[float, ...]
+    max_error: float | None
+
+
+@dataclass(frozen=True)
+class DoneEvent:
+    """The task succeeded: one entry per job, or paths of stacked outputs for a RunTask."""
+
+    timed: tuple[Timed, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FailedEvent:
+    """The task failed at job ``subject``."""
+
+    status: Status
+    message: str
+    subject: int = 0
+    max_error: float | None = None
+
+
+Event = PhaseEvent | ConnectedEvent | DoneEvent | FailedEvent

@@ -1,0 +1,179 @@
+"""``python -m tvmx.measure._worker``: the process that holds the RPC session.
+
+It talks to its parent over an inherited socket (trusted: both ends are ours), does one task at
+a time and keeps the session open between tasks, but lets the device go when idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from tvmx.errors import TrackerError
+from tvmx.measure._child import without_torch
+from tvmx.measure._guard import split
+from tvmx.measure._jobs import Array
+from tvmx.measure._prepared import Prepared, PreparedNetwork, prepare
+from tvmx.measure._remote import RemoteSession, StepError
+from tvmx.measure._tasks import (
+    CompareTask,
+    DescribeTask,
+    DoneEvent,
+    FailedEvent,
+    Link,
+    MeasureTask,
+    RunTask,
+    Task,
+    Timed,
+)
+from tvmx.measure._tracker import tracker_summary
+
+_IDLE_SECONDS = 3.0
+_SHARE_SECONDS = 2.0
+_COMPARE_STEP_SECONDS = 10.0
+
+
+class Worker:
+    """Does tasks over one session at a time."""
+
+    def __init__(self, channel: Connection, link: Link) -> None:
+        self._channel = channel
+        self._link = link
+        self._session: RemoteSession | None = None
+        self._ask_again = 0.0
+
+    def serve(self) -> None:
+        """Until the parent closes the channel."""
+        while True:
+            if not self._channel.poll(_IDLE_SECONDS):
+                self._session = None  # others may want the device
+            try:
+                task: Task = self._channel.recv()
+            except EOFError:
+                return
+            self._channel.send(self._do(task))
+
+    def _do(self, task: Task) -> DoneEvent | FailedEvent:
+        try:
+            session = self._connected(task.queue_seconds, self._needs(task))
+            session.subject = 0
+            if isinstance(task, MeasureTask):
+                return DoneEvent((prepare(session, task.spec).measure(task.policy),))
+            if isinstance(task, CompareTask):
+                return DoneEvent(self._compare(session, task))
+            if isinstance(task, RunTask):
+                return DoneEvent(outputs=self._run(session, task))
+            assert isinstance(task, DescribeTask)
+            return DoneEvent()
+        except StepError as err:
+            # After any failure the server's memory may be damaged: the next task gets a new one.
+            subject = self._session.subject if self._session else 0
+            self._drop()
+            return FailedEvent(err.status, str(err), subject, err.max_error)
+        except Exception as err:  # a defect of ours; the log has the place
+            traceback.print_exc()
+            self._drop()
+            return FailedEvent("run", f"internal error: {type(err).__name__}: {err}")
+
+    def _drop(self) -> None:
+        self._session = None
+        gc.collect()  # a remote object in a cycle would keep the device from everybody
+
+    def _needs(self, task: Task) -> float:
+        """Seconds the session must still last for the task."""
+        timeouts = self._link.timeouts
+        if isinstance(task, CompareTask):
+            jobs = len(task.specs)
+            return jobs * (timeouts.job + task.rounds * min(timeouts.run, _COMPARE_STEP_SECONDS))
+        return timeouts.job
+
+    def _connected(self, queue_seconds: float, seconds: float) -> RemoteSession:
+        if self._session and (self._wanted_by_others() or not self._session.usable(seconds)):
+            self._session = None
+        if self._session is None:
+            lifetime = max(seconds + 30.0, self._link.timeouts.session)
+            self._session = RemoteSession(self._link, self._channel.send, queue_seconds, lifetime)
+            self._ask_again = time.monotonic() + _SHARE_SECONDS
+        return self._session
+
+    def _wanted_by_others(self) -> bool:
+        """Whether another client waits for a device: then it is their turn first."""
+        if time.monotonic() < self._ask_again:
+            return False
+        self._ask_again = time.monotonic() + _SHARE_SECONDS
+        address = self._link.address
+        try:
+            status = tracker_summary(address.host, address.port).keys.get(address.key)
+        except TrackerError:
+            return False  # a session needs no tracker once it is open
+        return status is not None and status.pending > 0
+
+    def _compare(self, session: RemoteSession, task: CompareTask) -> tuple[Timed, ...]:
+        prepared: list[Prepared] = []
+        for index, spec in enumerate(task.specs):
+            session.subject = index
+            prepared.append(prepare(session, spec))
+            prepared[-1].check()
+        latencies: list[list[float]] = [[] for _ in prepared]
+        for _ in range(task.rounds):
+            for index, item in enumerate(prepared):
+                session.subject = index
+                number = task.policy.calls(item.estimate_us)
+                latencies[index] += item.time(number, 1, task.policy.warmup)
+        return tuple(
+            Timed(tuple(times), item.max_error)
+            for times, item in zip(latencies, prepared, strict=True)
+        )
+
+    def _run(self, session: RemoteSession, task: RunTask) -> tuple[str, ...]:
+        network: PreparedNetwork | None = None
+        results: list[list[Array]] = []
+        for index in range(task.count):
+            if network is None or not session.lasts(self._link.timeouts.run):
+                network = None
+                session = self._connected(task.queue_seconds, self._needs(task))
+                network = PreparedNetwork(session, task.spec)
+            session.subject = index
+            with session.phase("run"):
+                for tensor, stack in zip(network.inputs, task.stacks, strict=True):
+                    session.refill(tensor, stack, index)
+                results.append(list(network.run()))
+        session.forget()  # the cached inputs were overwritten
+        paths = []
+        for number, values in enumerate(zip(*results, strict=True)):
+            path = Path(task.folder) / f"output{number}.npy"
+            np.save(path, np.stack(values), allow_pickle=False)
+            paths.append(str(path))
+        return tuple(paths)
+
+
+def main() -> None:
+    """Put the guard in place, receive the link, serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--scratch", required=True)
+    args = parser.parse_args()
+    split(args.parent, args.scratch)
+    os.chdir(args.scratch)
+    without_torch()
+    import tvm.rpc  # noqa: F401  (before it says that it is ready)
+
+    sys.stdout.write(json.dumps({"pid": os.getpid()}) + "\n")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    channel = Connection(args.channel)
+    Worker(channel, channel.recv()).serve()
+
+
+if __name__ == "__main__":
+    main()

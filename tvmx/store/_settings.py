@@ -1,0 +1,93 @@
+"""RunSettings: what an exploration was asked to do, and what makes two of them the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tvmx.errors import StoreError
+
+RUN_SCHEMA = 1
+
+_IDENTITY = {
+    "model": "model digest",
+    "target": "target",
+    "target_digest": "target file",
+    "device": "device key",
+    "threads": "threads",
+    "seed": "seed",
+    "objective": "objective",
+    "data": "data digest",
+    "max_accuracy_drop": "max accuracy drop",
+    "schedules": "schedule templates",
+}
+
+
+class RunSettings(BaseModel):
+    """The request behind a run.
+
+    ``model`` and ``data`` are digests (``data`` None without ``--data``), the paths beside
+    them are for people. ``target_digest`` is the digest of the target's content.
+    ``max_accuracy_drop`` is in percentage points. ``schedules`` maps the names of templates
+    of the user's to their fingerprints, ``schedule_paths`` says where they were loaded from;
+    ``shapes`` are the input shapes given (part of the model digest). ``budget_s`` and ``trials`` bound the search and may
+    change when a run is resumed, as may the paths; everything else must be equal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["tvmx-run"] = "tvmx-run"
+    schema_version: int = RUN_SCHEMA
+    model: str
+    model_path: str = ""
+    target: str
+    target_digest: str = ""
+    device: str = "host"
+    threads: int = Field(default=1, ge=1)
+    seed: int = 0
+    objective: Literal["latency", "arena", "weights"] = "latency"
+    data: str | None = None
+    data_path: str = ""
+    max_accuracy_drop: float | None = None
+    schedules: dict[str, str] = Field(default_factory=dict)
+    schedule_paths: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    budget_s: float | None = None
+    trials: int | None = None
+
+    def differences(self, other: RunSettings) -> list[str]:
+        """What makes ``other`` another exploration, such as ``seed: 0 there, 1 now``."""
+        return [
+            f"{label}: {_show(there)} there, {_show(now)} now"
+            for name, label in _IDENTITY.items()
+            if (there := getattr(self, name)) != (now := getattr(other, name))
+        ]
+
+    @classmethod
+    def load(cls, path: Path) -> RunSettings:
+        """Read ``settings.json``. Raises StoreError when it is damaged or too new."""
+        try:
+            settings = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as err:
+            raise StoreError(f"cannot read {path}: {err.strerror}") from err
+        except (ValidationError, UnicodeDecodeError) as err:
+            raise StoreError(
+                f"{path} holds no run settings this tvmx can read",
+                hint="name another folder with --out",
+            ) from err
+        if settings.schema_version != RUN_SCHEMA:
+            raise StoreError(
+                f"{path} has run schema {settings.schema_version}, this tvmx reads {RUN_SCHEMA}",
+                hint="use the tvmx that wrote it, or name another folder with --out",
+            )
+        return settings
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) or "none"
+    return str(value)

@@ -1,0 +1,10 @@
+"""The knob tuner: sampler, features, XGBoost ranking, and how the budget is spread."""
+
+from tvmx.tune._allocate import BudgetAllocator, TuningState
+from tvmx.tune._features import FeatureTable, config_features
+from tvmx.tune._tuner import KnobTuner, TunerParameters
+
+__all__ = [
+    "BudgetAllocator", "FeatureTable", "KnobTuner", "TunerParameters", "TuningState",
+    "config_features",
+]  # fmt: skip
