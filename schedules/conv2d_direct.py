@@ -39,6 +39,8 @@ from tvmx.templates import (
 
 MAX_OC_TILE = 6
 CHUNKS = (1, 2, 4, 8)
+COPY_CYCLES = 4
+"""Modelled cycles to copy one vector into a padded image."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[tuple[
 
     def cycles(tile: tuple[int, int]) -> float:
         tiles = ceil_div(g.out_blocks, tile[0]) * ceil_div(g.out_width, tile[1])
-        return tiles * tile_cycles(target, *tile, depth)
+        ragged = _copies_input(w, g, tile[1]) and not any(w.padding)
+        copy = COPY_CYCLES * g.in_blocks * g.height * g.width if ragged else 0
+        return tiles * tile_cycles(target, *tile, depth) + copy
 
     best: list[tuple[int, int]] = []
     for oc_tile in oc_tiles:
@@ -181,11 +185,13 @@ def _default(
     one_pass = oc_tile >= g.out_blocks
     if not one_pass and by_row <= by_oc and w.batch * units >= 4 * target.cores:
         order = "row"
-        if data > l2 and _copies_input(w, g, ow_tile):
-            pad = "task"
-            chunk = max(
-                c for c in CHUNKS if units % c == 0 and (w.batch * units // c >= 4 * target.cores)
-            )
+    slabs = w.batch * (1 if order == "row" else ceil_div(g.out_blocks, oc_tile))
+    chunks = [c for c in CHUNKS if units % c == 0 and slabs * units // c >= 4 * target.cores]
+    if order == "row" and data > l2 and _copies_input(w, g, ow_tile):
+        pad, chunk = "task", max(chunks)
+    elif g.flat:  # few steps of reduction: fewer, longer tasks
+        pixels = 4 * w.in_channels * ow_tile
+        chunk = max((c for c in chunks if c * pixels <= l2 // 4), default=1)
     return {"oc_tile": oc_tile, "ow_tile": ow_tile, "order": order, "chunk": chunk, "pad": pad}
 
 

@@ -43,7 +43,8 @@ def random_table(
                 workload=load.digest,
                 implementations=tuple(implementations),
                 latency_us=tuple(
-                    None if k != baseline and rng.random() < failing else v for k, v in enumerate(us)
+                    None if k != baseline and rng.random() < failing else v
+                    for k, v in enumerate(us)
                 ),
                 weights_bytes=tuple(rng.randrange(1, 1000) for _ in range(choices)),
                 baseline=baseline,

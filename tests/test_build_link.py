@@ -21,8 +21,10 @@ from tvmx.targets import Cluster, Target
 CLUSTER = Cluster(core="any", count=2, clock_mhz=1000, in_order=True, l1d_kib=32, l2_kib=512)
 OTHER = "aarch64" if host_arch() == "x86_64" else "x86_64"
 CODE = "double exp(double); double answer(double x) { return exp(x) + 1; }\n"
-UNRESOLVED = "int TVMFFIErrorSetRaisedFromCStr(void); int f(void)" \
-    " { return TVMFFIErrorSetRaisedFromCStr(); }\n"
+UNRESOLVED = """
+int TVMFFIErrorSetRaisedFromCStr(void);
+int f(void) { return TVMFFIErrorSetRaisedFromCStr(); }
+"""
 
 
 def target(arch: str, glibc: str = "2.28") -> Target:

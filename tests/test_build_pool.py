@@ -211,10 +211,14 @@ def test_idle_workers_killed(tmp_path: Path) -> None:
         assert all(r.ok for r in results.values()), results
 
 
-def test_closed_pool(tmp_path: Path) -> None:
+@pytest.mark.parametrize("running", [False, True])
+def test_closed_pool(tmp_path: Path, running: bool) -> None:
     pool = BuildPool(workers=1, timeout_s=60)
+    if running:
+        assert pool.submit(job(tmp_path)).result(timeout=60).ok
     hanging, waiting = pool.submit(job(tmp_path, "hang")), pool.submit(job(tmp_path))
-    time.sleep(0.5)
+    if running:
+        time.sleep(0.5)
     pool.close()
     pool.close()
     for future in (hanging, waiting, pool.submit(job(tmp_path))):

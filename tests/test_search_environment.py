@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.search_tables import plan_us, random_table, residual_edges, walk_of
 from tvmx.errors import UsageError
+from tvmx.ir import Implementation
 from tvmx.ir._cost_table import CostTable
 from tvmx.search import ENV_ID, DeployEnv
 from tvmx.search._observation import FEATURES
@@ -138,7 +139,8 @@ def test_weights_objective_breaks_ties_by_latency() -> None:
     base = table.weights_bytes(table.baseline)
     for actions in latency:
         saved = (base - table.weights_bytes(actions)) / base
-        assert play(env, actions)[0] == pytest.approx(saved + 1e-3 * play(DeployEnv(table), actions)[0])
+        faster = play(DeployEnv(table), actions)[0]
+        assert play(env, actions)[0] == pytest.approx(saved + 1e-3 * faster)
 
 
 def test_arena_is_rewarded_at_the_end() -> None:
@@ -180,3 +182,29 @@ def test_works_without_workloads_and_without_a_resumable_walk() -> None:
     assert info["state"] == (0, -1)
     assert env.step(0)[4]["state"] == (1, 0)
     assert env.baseline_us == pytest.approx(table.layers_us(table.baseline))
+
+
+def test_a_resumable_walk_is_asked_once_per_choice_and_may_be_shared() -> None:
+    table = random_table(9, layers=6)
+    walk = walk_of(table, residual_edges(6))
+    asked: list[int] = []
+    place = walk.place
+
+    def counted(layer_index: int, implementation: Implementation) -> float:
+        asked.append(layer_index)
+        return place(layer_index, implementation)
+
+    walk.place = counted  # type: ignore[method-assign]
+    env, other = DeployEnv(table, walk), DeployEnv(table, walk)
+    actions = draw(table, 9)
+    first = play(env, actions)[0]
+    before = len(asked)
+    assert play(env, actions)[0] == first
+    assert len(asked) == before
+    env.reset()
+    for action in actions[:3]:
+        env.step(action)
+    play(other, draw(table, 10))  # leaves the shared walk elsewhere
+    for action in actions[3:]:
+        info = env.step(action)[4]
+    assert info["latency_us"] == pytest.approx(plan_us(table, actions, residual_edges(6)))

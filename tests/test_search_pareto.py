@@ -41,7 +41,7 @@ def test_dominates() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UsageError, match="point 0 .* 'drop'"):
+    with pytest.raises(UsageError, match=r"point 0 .* 'drop'"):
         pareto_front([{"latency": 1, "weights": 1, "arena": 1}])
     with pytest.raises(UsageError, match="'a'"):
         pareto_front([{"a": float("nan")}], ("a",))

@@ -218,8 +218,7 @@ def test_kill_in_mid_append_loses_nothing_acknowledged(tmp_path: Path) -> None:
     for attempt in range(3):
         process = writer(path, 10_000 * attempt, 10_000 * attempt + 9_000)
         assert process.stdout is not None
-        for _ in range(40):
-            acknowledged.append(int(process.stdout.readline()))
+        acknowledged += [int(process.stdout.readline()) for _ in range(40)]
         os.kill(process.pid, signal.SIGKILL)
         rest = process.communicate(timeout=30)[0].split()
         acknowledged += [int(word) for word in rest]

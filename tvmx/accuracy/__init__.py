@@ -2,6 +2,7 @@
 
 from tvmx.accuracy._data import load_data
 from tvmx.accuracy._metric import Score, agreement, drop, score, top1
+from tvmx.accuracy._npz import load_inputs, read_npz
 from tvmx.accuracy._samples import Dataset, Feed, InputSpec, Samples
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "agreement",
     "drop",
     "load_data",
+    "load_inputs",
+    "read_npz",
     "score",
     "top1",
 ]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tvmx.accuracy._npz import check_array, check_names, read_npz
 from tvmx.accuracy._samples import Array, Dataset, InputSpec, Samples, batch_size, sample_shape
-from tvmx.errors import DataError, UsageError
+from tvmx.errors import DataError
 
 _FORMAT = "an .npz with `calibration`, `inputs` and, if there are any, `labels`"
-_DAMAGE = (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError)
 
 
 def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Dataset:
@@ -32,13 +30,16 @@ def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Datas
             or dtype, or holds NaN or infinity (array and first index are named); labels do
             not fit; there are fewer than two samples.
     """
-    arrays = _read(path)
+    arrays = read_npz(path, _FORMAT)
     names = _array_names(model_inputs)
-    _check_names(path, arrays, [n for pair in names.values() for n in pair])
+    check_names(path, arrays, [n for pair in names.values() for n in pair], "labels")
     batch_size(list(model_inputs))
     for spec in model_inputs:
         for array_name in names[spec.name]:
-            _check_array(path, array_name, arrays[array_name], spec)
+            shape: tuple[int | str, ...] = ("samples", *sample_shape(spec))
+            check_array(path, array_name, arrays[array_name], spec, shape)
+            if len(arrays[array_name]) == 0:
+                raise DataError(f"{path}: {array_name} is empty")
     calibration = Samples({name: arrays[pair[0]] for name, pair in names.items()})
     inputs = {name: arrays[pair[1]] for name, pair in names.items()}
     _check_lengths(path, {names[n][0]: a for n, a in calibration.inputs.items()})
@@ -48,69 +49,11 @@ def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Datas
     return Dataset(calibration, visible, held_out, _digest(arrays))
 
 
-def _read(path: Path) -> dict[str, Array]:
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise UsageError(f"data file {path} {what}", hint=f"--data takes {_FORMAT}")
-    try:
-        # np.load takes anything that is no archive for a pickle, and says so confusingly.
-        if not zipfile.is_zipfile(path):
-            raise DataError(
-                f"{path} is not an npz file, or a truncated one", hint=f"give {_FORMAT}"
-            )
-        loaded = np.load(path, allow_pickle=False)
-    except _DAMAGE as err:
-        raise DataError(f"{path} cannot be read: {err}", hint=f"give {_FORMAT}") from err
-    arrays = {}
-    with loaded:
-        for name in loaded.files:
-            try:
-                arrays[name] = loaded[name]
-            except _DAMAGE as err:
-                raise DataError(f"{path}: array {name!r} cannot be read: {err}") from err
-    return arrays
-
-
 def _array_names(specs: Sequence[InputSpec]) -> dict[str, tuple[str, str]]:
     """Input name -> names of its calibration and evaluation arrays."""
     if len(specs) == 1:
         return {specs[0].name: ("calibration", "inputs")}
     return {spec.name: (f"calibration_{spec.name}", f"inputs_{spec.name}") for spec in specs}
-
-
-def _check_names(path: Path, arrays: dict[str, Array], wanted: list[str]) -> None:
-    expected = f"expected are {', '.join(wanted)} and optionally labels"
-    missing = [name for name in wanted if name not in arrays]
-    if missing:
-        raise DataError(
-            f"{path}: missing {', '.join(missing)}; the file holds "
-            f"{', '.join(arrays) or 'no arrays'}",
-            hint=expected,
-        )
-    unknown = [name for name in arrays if name not in (*wanted, "labels")]
-    if unknown:
-        raise DataError(f"{path}: unknown arrays {', '.join(unknown)}", hint=expected)
-
-
-def _check_array(path: Path, name: str, array: Array, spec: InputSpec) -> None:
-    if array.dtype != np.dtype(spec.dtype):
-        raise DataError(
-            f"{path}: {name} is {array.dtype}, the model's input {spec.name!r} is {spec.dtype}",
-            hint=f"save {name}.astype({str(spec.dtype)!r})",
-        )
-    one = sample_shape(spec)
-    if array.ndim != len(one) + 1 or array.shape[1:] != one:
-        raise DataError(
-            f"{path}: {name} has shape {list(array.shape)}, the model's input {spec.name!r} "
-            f"needs {_text(('samples', *one))}"
-        )
-    if len(array) == 0:
-        raise DataError(f"{path}: {name} is empty")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(
-            f"{path}: {name}{_text(index)} is {array[index]}; every value must be finite"
-        )
 
 
 def _check_lengths(path: Path, arrays: dict[str, Array]) -> None:
@@ -154,7 +97,3 @@ def _digest(arrays: dict[str, Array]) -> str:
         sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()[:16]
-
-
-def _text(dims: Sequence[object]) -> str:
-    return "[" + ", ".join(map(str, dims)) + "]"

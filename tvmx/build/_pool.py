@@ -46,7 +46,7 @@ class BuildPool:
         self._context.set_forkserver_preload(["tvmx.build._worker"])
         self._lock = threading.Lock()
         self._closed = False
-        self._pending: set[Future[BuildResult]] = set()
+        self._pending: dict[Future[BuildResult], KernelBuild] = {}
         self._pool = self._new_pool()
         threading.Thread(target=self._warm, args=(self._pool,), daemon=True).start()
 
@@ -58,7 +58,7 @@ class BuildPool:
             if self._closed:
                 outer.set_result(_failure("cancelled", job, "the build pool is closed"))
                 return outer
-            self._pending.add(outer)
+            self._pending[outer] = job
         self._schedule(job, outer, retries=_CHECK_POOL_AFTER_DEATH)
         return outer
 
@@ -75,6 +75,9 @@ class BuildPool:
             self._closed = True
             pool = self._pool
         _discard(pool)
+        # Pebble leaves the futures of running jobs open.
+        for outer, job in list(self._pending.items()):
+            self._deliver(outer, _failure("cancelled", job, "the build pool was closed"))
 
     def __enter__(self) -> BuildPool:
         return self
@@ -155,9 +158,8 @@ class BuildPool:
 
     def _deliver(self, outer: Future[BuildResult], result: BuildResult) -> None:
         with self._lock:
-            if outer not in self._pending:
+            if self._pending.pop(outer, None) is None:
                 return
-            self._pending.discard(outer)
         outer.set_result(result)
 
 

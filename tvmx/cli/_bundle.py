@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvmx.cli._check import check_file, check_folder, check_schedules, check_writable
+from tvmx.cli._check import check_bundle_out, check_file, check_folder, check_schedules
 from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._options import BundleOut, Json, Model, Schedules, Shapes, Target
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import parse_shapes
+from tvmx.cli._preflight import check_model, check_target
 from tvmx.cli._progress import open_progress
 from tvmx.cli._units import size
 from tvmx.errors import UsageError
@@ -49,9 +50,9 @@ def build(
 ) -> None:
     """Build a bundle without search: every template's default, or the replay of a plan."""
     shapes = parse_shapes(shape or ())
-    check_file(model, "model", hint="give the path of an .onnx file")
-    _check_target(target)
-    check_writable(out)
+    check_target(target)
+    check_bundle_out(out)
+    check_model(model, shapes)
     if plan is not None:
         check_file(plan, "plan", hint="plans are in the run folder of `tvmx explore`")
     folders = check_schedules(schedules)
@@ -103,8 +104,8 @@ def export(
     if pick not in ("best", "baseline") and not pick.isdecimal():
         raise UsageError(f"--pick {pick!r} is none of best, baseline or an index from 0")
     if target is not None:
-        _check_target(target)
-    check_writable(out)
+        check_target(target)
+    check_bundle_out(out)
     folders = check_schedules(schedules)
     output = Output(as_json)
     from tvmx.explore import export_run
@@ -117,12 +118,6 @@ def export(
     except KeyboardInterrupt as err:
         raise Interrupted(f"the run is unchanged, no bundle was written to {out}") from err
     output.emit(summary, lambda screen: _render(screen, summary))
-
-
-def _check_target(name: str) -> None:
-    from tvmx.targets import load_target
-
-    load_target(name)
 
 
 def _render(screen: Screen, summary: BundleSummary) -> None:

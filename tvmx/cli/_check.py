@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def check_folder(path: Path, what: str, hint: str | None = None) -> Path:
 def check_writable(path: Path, what: str = "--out") -> Path:
     """A folder that exists and can be written, or whose nearest existing parent can.
 
-    Nothing is created.
+    Nothing is left behind.
     """
     if path.exists() and not path.is_dir():
         raise UnwritableError(f"{what} {path} is a file, not a folder")
@@ -40,8 +41,21 @@ def check_writable(path: Path, what: str = "--out") -> Path:
         folder = folder.parent
     if not folder.is_dir():
         raise UnwritableError(f"{what} {path}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UnwritableError(f"{what} {path} cannot be written: no permission in {folder}")
+    try:
+        # Permission bits do not tell: not for root, not on a read-only file system.
+        with tempfile.TemporaryFile(dir=folder):
+            return path
+    except OSError as err:
+        raise UnwritableError(f"{what} {path} cannot be written: {folder}: {err.strerror}") from err
+
+
+def check_bundle_out(path: Path) -> Path:
+    """A folder a bundle can be written to: new, empty, or an earlier bundle."""
+    check_writable(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / "manifest.json").is_file():
+        raise UsageError(
+            f"--out {path} is not empty and not a tvmx bundle", hint="name another folder"
+        )
     return path
 
 

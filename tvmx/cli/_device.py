@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tvmx.errors import UsageError
+from tvmx.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from tvmx.measure import DeviceAddress
+    from tvmx.deploy import Bundle
+    from tvmx.measure import DeviceAddress, Runner
 
 DEFAULT_TRACKER = "127.0.0.1:9190"
 
@@ -38,3 +41,45 @@ def check_device(address: DeviceAddress | None) -> DeviceAddress | None:
 
         require_key(address)
     return address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine alone, by its name: nothing is resolved."""
+    import ipaddress
+
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def open_runner(address: DeviceAddress | None, *, threads: int, arch: str) -> Iterator[Runner]:
+    """A runner on the device, or on a farm of its own on this machine where there is none.
+
+    ``arch`` is what the libraries are built for.
+    """
+    from tvmx.measure import LocalFarm, RpcRunner
+
+    if address is not None:
+        with RpcRunner(address, threads=threads, arch=arch) as runner:
+            yield runner
+        return
+    with LocalFarm(threads=threads) as farm, farm.runner(arch=arch) as runner:
+        yield runner
+
+
+def check_runs_here(bundle: Bundle, address: DeviceAddress | None) -> None:
+    """Without a device to send it to, a bundle must be for this machine's architecture."""
+    from tvmx.build import host_arch
+
+    manifest, machine = bundle.manifest, host_arch()
+    if address is None and manifest.arch != machine:
+        raise BundleError(
+            f"{bundle.path} is built for {manifest.target} ({manifest.arch}), this machine is "
+            f"{machine}",
+            hint="name a device with --tracker HOST:PORT --key K, or copy the bundle to the "
+            "board and type: python run.py",
+        )

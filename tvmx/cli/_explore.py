@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvmx.cli._check import check_file, check_schedules, check_writable
+from tvmx.cli._check import check_schedules, check_writable
 from tvmx.cli._device import check_device, parse_device
 from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._explore_view import render_dry_run, render_result
 from tvmx.cli._options import Json, Key, Model, Schedules, Shapes, Target, Threads, Tracker
 from tvmx.cli._output import Output
 from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes
+from tvmx.cli._preflight import check_data, check_measurable, check_model, check_target
 from tvmx.cli._progress import open_progress
 from tvmx.errors import UsageError
 
@@ -80,7 +81,12 @@ def explore_model(
         ),
     ] = 1.0,
     objective: Annotated[
-        Objective, typer.Option("--objective", help="What the best plan is best at.")
+        Objective,
+        typer.Option(
+            "--objective",
+            metavar="latency|arena|weights",
+            help="What the best plan is best at.",
+        ),
     ] = Objective.LATENCY,
     threads: Threads = 1,
     schedules: Schedules = None,
@@ -109,13 +115,17 @@ def explore_model(
     budget_s = None if budget is None else parse_duration(budget)
     _check_numbers(trials, max_accuracy_drop, seed)
     shapes = parse_shapes(shape or ())
-    check_file(model, "model", hint="give the path of an .onnx file")
-    _check_threads(target, threads)
-    run = check_writable(out or Path(f"{model.stem}-{target}.run"))
-    folders = check_schedules(schedules)
     address = parse_device(tracker, key)
+    board = check_target(target)
+    cores = sum(cluster.count for cluster in board.clusters)
+    check_count(threads, "--threads", cores, f"target {board.name} has {cores} cores")
+    if address is None and not dry_run:
+        check_measurable(board)
+    run = check_writable(out or Path(f"{model.stem}-{board.name}.run"))
+    folders = check_schedules(schedules)
+    inputs = check_model(model, shapes)
     if data is not None:
-        _check_data(model, shapes, data, seed)
+        check_data(data, inputs, seed)
     if not dry_run:
         check_device(address)
     from tvmx.explore import ExploreRequest
@@ -165,19 +175,3 @@ def _check_numbers(trials: int | None, max_accuracy_drop: float, seed: int) -> N
     check_number(max_accuracy_drop, "--max-accuracy-drop", 0, 100, "percentage points")
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed {seed} must be 0 to {2**32 - 1}")
-
-
-def _check_threads(target: str, threads: int) -> None:
-    from tvmx.targets import load_target
-
-    cores = sum(cluster.count for cluster in load_target(target).clusters)
-    check_count(threads, "--threads", cores, f"target {target} has {cores} cores")
-
-
-def _check_data(model: Path, shapes: dict[str, tuple[int, ...]], data: Path, seed: int) -> None:
-    """Look at the data now: a NaN found after minutes of tuning would be an insult."""
-    check_file(data, "data file", hint="--data takes an .npz file")
-    from tvmx.accuracy import load_data
-    from tvmx.frontends import model_inputs
-
-    load_data(data, model_inputs(model, shapes), seed)

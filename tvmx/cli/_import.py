@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tvmx.cli import _units as units
-from tvmx.cli._check import check_file
 from tvmx.cli._errors import guarded
 from tvmx.cli._options import Json, Model, Shapes
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import parse_shapes
+from tvmx.cli._preflight import check_model
 
 if TYPE_CHECKING:
     from tvmx.ir import Layer, NetworkGraph, TensorSpec
@@ -35,7 +35,7 @@ def import_model(model: Model, shape: Shapes = None, as_json: Json = False) -> N
     All unsupported operators are named at once. Nothing is written.
     """
     shapes = parse_shapes(shape or ())
-    check_file(model, "model", hint="give the path of an .onnx file")
+    check_model(model, shapes)
     from tvmx.frontends import load_model
     from tvmx.passes import extract_layers
 

@@ -46,5 +46,8 @@ Threads = Annotated[
     int, typer.Option("--threads", metavar="N", help="Threads the network runs with.")
 ]
 BundleOut = Annotated[
-    Path, typer.Option("--out", metavar="BUNDLE", help="Folder to write; it must not exist yet.")
+    Path,
+    typer.Option(
+        "--out", metavar="BUNDLE", help="Folder to write; an earlier bundle there is replaced."
+    ),
 ]

@@ -97,6 +97,10 @@ class Output:
         if not self.as_json:
             _console(sys.stderr).print(text, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Something that must not be missed, on stderr, with ``--json`` too."""
+        _console(sys.stderr).print(text, style="bold red", soft_wrap=True)
+
 
 def _console(stream: Any) -> Console:
     from rich.console import Console

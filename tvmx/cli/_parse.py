@@ -11,7 +11,6 @@ from tvmx.errors import UsageError
 _PART = re.compile(r"(\d+(?:\.\d+)?)(h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 MAX_BUDGET_S = 30 * 24 * 3600.0
-DEFAULT_TRACKER = "127.0.0.1:9190"
 
 
 def parse_duration(text: str, option: str = "--budget") -> float:
@@ -48,17 +47,6 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def parse_address(text: str, option: str = "--tracker") -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[IPv6]:PORT``."""
-    host, sep, port = text.strip().rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (sep and host and port.isdecimal()) or (":" in host) != text.strip().startswith("["):
-        raise UsageError(
-            f"{option} {text!r} is not HOST:PORT", hint=f"such as {option} {DEFAULT_TRACKER}"
-        )
-    return host, check_port(int(port), option)
-
-
 def check_port(port: int, option: str = "--port") -> int:
     """A TCP port from 1 to 65535."""
     if not 1 <= port <= 65535:
@@ -81,13 +69,3 @@ def check_count(value: int, option: str, high: int | None = None, why: str = "")
     if high is not None and value > high:
         raise UsageError(f"{option} {value} is too many: {why}")
     return value
-
-
-def check_key(key: str) -> str:
-    """A device key: letters, digits and ``. _ + -``, as it travels in commands and file names."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", key):
-        raise UsageError(
-            f"--key {key!r} is no device key",
-            hint="use letters, digits and . _ + -, such as --key rpi4",
-        )
-    return key

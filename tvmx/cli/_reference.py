@@ -78,9 +78,6 @@ def _name(option: Any) -> str:
     flag = option.opts[0]
     if option.is_flag:
         return str(flag)
-    choices = getattr(option.type, "choices", None)
-    if choices:
-        return f"{flag} {'|'.join(str(getattr(c, 'value', c)) for c in choices)}"
     return f"{flag} {option.metavar or ''}".strip()
 
 

@@ -75,12 +75,13 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A template file (*.py).")],
     as_json: Json = False,
 ) -> None:
-    """Run the conformance checks on a template file.
+    """Check a template file against the contract, and time it on this machine.
 
+    Kernels are compared with PyTorch; speed is told as a share of the core's measured peak.
     The file is executed. Exit code 1 when a check fails.
     """
     check_file(file, "template file", hint="start from examples/schedules/")
-    from tvmx.testing import check_template_file
+    from tvmx.testing.templates import check_template_file
 
     report = check_template_file(file)
     data = report.model_dump(mode="json")
@@ -135,6 +136,16 @@ def _render_check(screen: Screen, data: dict[str, Any]) -> None:
             for row in data["checks"]
         ),
     )
+    if data["performance"]:
+        screen.table(
+            ("template", "layer", "GFLOP/s", "of peak"),
+            (
+                (row["template"], row["workload"], row["gflops"], f"{row['peak_share']:.0%}")
+                for row in data["performance"]
+            ),
+            title=f"Default configs, 1 thread; peak measured: {data['peak_gflops']:.1f} GFLOP/s",
+            right=("GFLOP/s", "of peak"),
+        )
     failed = sum(not row["passed"] for row in data["checks"])
     total = len(data["checks"])
     screen.line(f"{total - failed} of {total} checks passed", style="bold")

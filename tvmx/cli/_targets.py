@@ -32,10 +32,10 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     ctx.obj = as_json
     if ctx.invoked_subcommand is not None:
         return
-    from tvmx.targets import list_targets
+    from tvmx.targets import list_targets, load_target
 
-    found = list_targets()
-    data = {"targets": [_describe(target) for target in found]}
+    found = [(entry.origin, load_target(entry.path or entry.name)) for entry in list_targets()]
+    data = {"targets": [{**_describe(target), "origin": origin} for origin, target in found]}
     Output(as_json).emit(data, lambda screen: _render_all(screen, found))
 
 
@@ -59,18 +59,19 @@ def _describe(target: Target) -> dict[str, Any]:
     return {**target.model_dump(mode="json"), "arch": target.arch}
 
 
-def _render_all(screen: Screen, found: list[Target]) -> None:
+def _render_all(screen: Screen, found: list[tuple[str, Target]]) -> None:
     screen.table(
-        ("target", "cores", "triple", "memory", "description"),
+        ("target", "cores", "triple", "memory", "from", "description"),
         (
             (
                 target.name,
                 " + ".join(_cores(cluster) for cluster in target.clusters),
                 target.triple,
                 f"{target.memory_mib} MiB",
+                origin,
                 target.description,
             )
-            for target in found
+            for origin, target in found
         ),
         right=("memory",),
     )

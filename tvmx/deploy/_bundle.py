@@ -224,7 +224,7 @@ def _fill(
 
 
 def _golden(inputs: Mapping[str, Array], outputs: Sequence[Array]) -> bytes:
-    arrays = {f"input_{name}": array for name, array in inputs.items()}
+    arrays: dict[str, Any] = {f"input_{name}": array for name, array in inputs.items()}
     arrays |= {f"output_{i}": array for i, array in enumerate(outputs)}
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import time
 
+_LEAST_TUNING = 0.4  # of the seconds, whatever the whole networks will cost
+
 
 class Budget:
     """Seconds and / or trials; whichever is used up first ends the tuning.
 
-    ``spent_s`` is what earlier, interrupted parts of the same run used; ``reserve`` is the
-    share of the seconds kept back for building and measuring whole networks.
+    ``spent_s`` is what earlier, interrupted parts of the same run used. :meth:`reserve`
+    keeps seconds back for what comes after the tuning.
     """
 
-    def __init__(
-        self, seconds: float | None, trials: int | None, *, spent_s: float = 0.0, reserve: float = 0.25
-    ) -> None:
+    def __init__(self, seconds: float | None, trials: int | None, *, spent_s: float = 0.0) -> None:
         self.seconds, self.trials = seconds, trials
         self._start = time.monotonic() - spent_s
-        self._tuning = math.inf if seconds is None else seconds * (1 - reserve)
+        self._tuning = math.inf if seconds is None else seconds
+
+    def reserve(self, seconds: float) -> None:
+        """Keep ``seconds`` for re-timing, building and measuring whole networks."""
+        if self.seconds is not None:
+            self._tuning = max(_LEAST_TUNING * self.seconds, self.seconds - seconds)
 
     @property
     def elapsed_s(self) -> float:

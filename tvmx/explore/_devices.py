@@ -13,6 +13,11 @@ from tvmx.targets import Target
 LOCAL_KEY = "host"
 
 
+def device_key(tracker: DeviceAddress | None) -> str:
+    """The key measurements are recorded under."""
+    return tracker.key if tracker else LOCAL_KEY
+
+
 def check_device(target: Target, tracker: DeviceAddress | None) -> None:
     """Fail early: a foreign target needs a board, and the board's key must be known.
 
@@ -30,9 +35,7 @@ def check_device(target: Target, tracker: DeviceAddress | None) -> None:
 
 
 @contextmanager
-def open_runner(
-    target_arch: str, tracker: DeviceAddress | None, threads: int
-) -> Iterator[Runner]:
+def open_runner(target_arch: str, tracker: DeviceAddress | None, threads: int) -> Iterator[Runner]:
     """A runner on the device; without a tracker an own tracker and server as children."""
     if tracker is not None:
         with RpcRunner(tracker, threads=threads, arch=target_arch) as runner:

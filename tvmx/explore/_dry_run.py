@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from tvmx.explore._context import Context
-from tvmx.explore._devices import check_device
 from tvmx.explore._request import DryRun, DryRunWorkload, ExploreRequest
 from tvmx.explore._walk import possible_conversions
-from tvmx.targets import load_target
 
 
 def dry_run(request: ExploreRequest) -> DryRun:
-    """Import the model and count what there is to explore. Raises what ``explore`` raises."""
-    check_device(load_target(request.target), request.tracker)
+    """Import the model and count what there is to explore. No device is needed.
+
+    Raises what ``explore`` raises for model, target and templates.
+    """
     context = Context.open(request.model, request.shapes, request.target, request.schedules)
     covered = context.covered
     workloads: dict[str, DryRunWorkload] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _DEVICE_RETRIES = 3
 _OPERANDS_KEPT = 2
+_OTHERS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +77,8 @@ class KernelEvaluator:
         known = self.recall(key)
         if known is not None:
             return Pending(task, config, key, known=known)
-        job = KernelBuild.of(
-            task.workload, task.entry.name, task.entry.path, config, self._target, self._folder
-        )
-        return Pending(task, config, key, build=self._pool.submit(job))
+        build = self._pool.submit(self._build_job(task, config))
+        return Pending(task, config, key, build=build)
 
     def key(self, task: Task, config: Config) -> MeasurementKey:
         """The journal key of a candidate."""
@@ -116,18 +116,63 @@ class KernelEvaluator:
         self._measure(batch, jobs, results, policy)
         return [r for r in results if r is not None]
 
-    def other(self, workload: str, make_job: Callable[[], KernelJob]) -> Measurement:
-        """A measurement of something that is no layer (a conversion), journalled by name."""
-        key = MeasurementKey(
-            workload=workload, implementation="{}", config="{}", target=self._target_key,
+    def others(self, named: Sequence[tuple[str, Callable[[], KernelJob]]]) -> list[Measurement]:
+        """Measurements of what is no layer (conversions), journalled by name; in order."""
+        keys = [self._named_key(name) for name, _ in named]
+        found = [self.recall(key) for key in keys]
+        missing = [i for i, measurement in enumerate(found) if measurement is None]
+        for start in range(0, len(missing), _OTHERS_AT_ONCE):
+            part = missing[start : start + _OTHERS_AT_ONCE]
+
+            def journal(number: int, measurement: Measurement, part: list[int] = part) -> None:
+                if not measurement.device_fault:
+                    found[part[number]] = self._record(keys[part[number]], measurement)
+
+            self._on_device([named[i][1]() for i in part], TimingPolicy.quick(), journal)
+        return [m for m in found if m is not None]
+
+    def retime(self, task: Task, configs: Sequence[Config], rounds: int) -> list[Measurement]:
+        """Time configs of a task again, interleaved; journalled as one comparison.
+
+        What won in the search won partly by luck: only figures taken side by side, with no
+        build running, decide. Returns [] when one of them fails now.
+        """
+        group = hashlib.sha256("|".join(c.key() for c in configs).encode()).hexdigest()[:12]
+        keys = [
+            self.key(task, config).model_copy(
+                update={"workload": f"retime:{task.workload.digest}:{group}"}
+            )
+            for config in configs
+        ]
+        known = [m for key in keys if (m := self.recall(key)) is not None]
+        if len(known) == len(keys):
+            return known
+        builds = [self._pool.submit(self._build_job(task, config)) for config in configs]
+        built = [build.result() for build in builds]
+        if not all(b.ok for b in built):
+            return []
+        jobs = [
+            self._job(Pending(task, config, key), result)
+            for config, key, result in zip(configs, keys, built, strict=True)
+        ]
+        measured = self._runner.compare(jobs, rounds, TimingPolicy.quick())
+        for job in jobs:
+            job.library.unlink(missing_ok=True)
+        if not all(m.ok for m in measured):
+            return []
+        return [self._record(key, m) for key, m in zip(keys, measured, strict=True)]
+
+    def _build_job(self, task: Task, config: Config) -> KernelBuild:
+        return KernelBuild.of(
+            task.workload, task.entry.name, task.entry.path, config, self._target, self._folder
+        )
+
+    def _named_key(self, name: str) -> MeasurementKey:
+        return MeasurementKey(
+            workload=name, implementation="{}", config="{}", target=self._target_key,
             device=self._device, threads=self._threads,
             tvmx=self._versions["tvmx"], tvm=self._versions["tvm"],
         )  # fmt: skip
-        known = self.recall(key)
-        if known is not None:
-            return known
-        (measurement,) = self._on_device([make_job()], TimingPolicy.quick(), lambda _, m: None)
-        return self._record(key, measurement)
 
     def _measure(
         self, batch: list[Pending], jobs: list[tuple[int, KernelJob, str]],

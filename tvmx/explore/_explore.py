@@ -5,42 +5,36 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-
-from tvmx.accuracy import Dataset, drop, load_data
+from tvmx.accuracy import Dataset, load_data
 from tvmx.build import BuildPool
 from tvmx.errors import MeasureError
-from tvmx.explore._accuracy import Scorer
 from tvmx.explore._budget import Budget
 from tvmx.explore._context import Context
-from tvmx.explore._devices import LOCAL_KEY, check_device, open_runner
+from tvmx.explore._devices import check_device, device_key, open_runner
 from tvmx.explore._evaluate import KernelEvaluator
 from tvmx.explore._golden import save_golden
+from tvmx.explore._outcome import Outcome
 from tvmx.explore._reference import Reference, golden_inputs
-from tvmx.explore._request import (
-    CandidateSummary,
-    ExploreRequest,
-    ExploreResult,
-    LayerSummary,
-    Progress,
-    Silent,
-)
-from tvmx.explore._search import search
+from tvmx.explore._request import ExploreRequest, ExploreResult, Progress, Silent
+from tvmx.explore._search import KEPT, search
 from tvmx.explore._sizes import packed_sizes
 from tvmx.explore._table import ConversionKey, TunedTable
 from tvmx.explore._transitions import measure_transitions
 from tvmx.explore._tuning import KernelTuning, Tuned
-from tvmx.explore._whole import BuiltPlan, Paired, build_plan, measure_interleaved, paired
+from tvmx.explore._whole import BuiltPlan, build_plan, network_job
 from tvmx.ir import Plan
-from tvmx.measure import Measurement, NetworkJob, Runner
+from tvmx.measure import Measurement, TimingPolicy
 from tvmx.passes import baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
 
 _ROUNDS = 15
 _DEFAULT_BUDGET_S = 600.0
+_RETIME_S = 1.0  # what re-timing one workload takes, about
 
 
 def explore(request: ExploreRequest, progress: Progress | None = None) -> ExploreResult:
@@ -51,7 +45,7 @@ def explore(request: ExploreRequest, progress: Progress | None = None) -> Explor
         ModelError, DataError, TemplateError: what was handed in cannot be used.
         RunMismatchError: ``out`` holds another exploration.
         DeviceError: the device is gone for good; the journal keeps what was measured.
-        MeasureError: the baseline itself cannot be built or measured.
+        MeasureError: the baseline itself cannot be measured, or computes something wrong.
     """
     return _Exploration(request, progress or Silent()).run()
 
@@ -68,7 +62,7 @@ class _Exploration:
         self.context = Context.open(
             request.model, request.shapes, request.target, request.schedules
         )
-        self.context.covered  # noqa: B018 - raises when no layer can be tuned
+        self.layers = self.context.covered
         self.data = self._load_data()
         with Run.open(request.out, self._settings(), fresh=request.fresh) as self.folder:
             return self._explore()
@@ -76,29 +70,58 @@ class _Exploration:
     def _explore(self) -> ExploreResult:
         request, context = self.request, self.context
         curve = self.folder.curve()
-        self.budget = Budget(
-            request.budget_s if request.budget_s or request.trials else _DEFAULT_BUDGET_S,
-            request.trials, spent_s=float(curve[-1]["elapsed_s"]) if curve else 0.0,
-        )  # fmt: skip
-        workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
-        self.reference = Reference(context.model)
-        with (
-            BuildPool(workers) as pool,
-            open_runner(context.target.arch, request.tracker, request.threads) as runner,
-        ):
-            self.evaluator = KernelEvaluator(
-                target=context.target, target_key=context.target_key, device=self._key(),
-                threads=request.threads, versions=versions(), journal=self.folder.journal,
-                runner=runner, pool=pool, folder=self.folder.work,
-            )  # fmt: skip
-            tuning = self._tune()
+        seconds = request.budget_s if request.budget_s or request.trials else _DEFAULT_BUDGET_S
+        spent = float(curve[-1]["elapsed_s"]) if curve else 0.0
+        self.budget = Budget(seconds, request.trials, spent_s=spent)
+        with ExitStack() as stack, ThreadPoolExecutor(1) as beside:
+            # The device's server takes seconds to start: build the baseline meanwhile.
+            device = open_runner(context.target.arch, request.tracker, request.threads)
+            opening = beside.submit(stack.enter_context, device)
+            self.progress.stage("baseline")
+            self._prepare()
+            self.runner = opening.result()
+            self._check_baseline()
+            # Locally one core measures; building on it would show in the figures.
+            workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
+            self.evaluator = self._evaluator(stack.enter_context(BuildPool(workers)))
             self.progress.stage("borders")
             costs = measure_transitions(context, self.evaluator)
+            tuning = self._tune()
             plans = self._search(tuning.tuned, costs)
-            return self._whole(runner, plans, tuning)
+            return self._whole(plans, tuning)
 
-    def _key(self) -> str:
-        return self.request.tracker.key if self.request.tracker else LOCAL_KEY
+    def _prepare(self) -> None:
+        """Golden data and the baseline's library; the time it takes sets the reserve."""
+        before = self.budget.elapsed_s
+        self.reference = Reference(self.context.model)
+        self.inputs = self._golden_inputs()
+        self.expected = self.reference(self.inputs)
+        save_golden(self.folder, self.inputs, self.expected, self.reference.name)
+        plan = baseline_plan(
+            self.context.network, self.context.registry, self.context.target, self.request.seed
+        )
+        self.baseline = self._build("baseline", plan)
+        workloads = len({layer.workload.digest for layer in self.layers})
+        built = self.budget.elapsed_s - before
+        self.budget.reserve((KEPT + 1) * (built + 1.5) + _RETIME_S * workloads)
+
+    def _check_baseline(self) -> Measurement:
+        job = network_job(self.baseline, self.inputs, self.expected)
+        (measurement,) = self.runner.measure([job], TimingPolicy.quick())
+        if not measurement.ok:
+            raise MeasureError(
+                f"the baseline failed on the device ({measurement.status}): {measurement.message}",
+                hint="`tvmx build` and `tvmx run` reproduce it alone",
+            )
+        return measurement
+
+    def _evaluator(self, pool: BuildPool) -> KernelEvaluator:
+        return KernelEvaluator(
+            target=self.context.target, target_key=self.context.target_key,
+            device=device_key(self.request.tracker), threads=self.request.threads,
+            versions=versions(), journal=self.folder.journal, runner=self.runner, pool=pool,
+            folder=self.folder.work,
+        )  # fmt: skip
 
     def _load_data(self) -> Dataset | None:
         if self.request.data is None:
@@ -108,32 +131,40 @@ class _Exploration:
             return None
         return load_data(self.request.data, self.context.model.inputs, self.request.seed)
 
+    def _golden_inputs(self) -> dict[str, Any]:
+        """A sample the choices may see, or seeded noise."""
+        if self.data is None:
+            return golden_inputs(self.context.model, self.request.seed)
+        specs = {spec.name: spec for spec in self.context.model.inputs}
+        return next(iter(self.data.visible.feeds(specs))).arrays
+
     def _settings(self) -> RunSettings:
         request, context = self.request, self.context
-        own = {
-            e.name: e.fingerprint for e in context.registry.entries() if e.origin != "built-in"
-        }
+        entries = context.registry.entries()
         name, digest = context.target_key.split(":")
         return RunSettings(
             model=context.model.digest, model_path=str(request.model.resolve()),
-            shapes=request.shapes, target=name, target_digest=digest, device=self._key(),
-            threads=request.threads, seed=request.seed, objective=request.objective,
-            data=self.data.digest if self.data else None,
+            shapes=request.shapes, target=name, target_digest=digest,
+            device=device_key(request.tracker), threads=request.threads, seed=request.seed,
+            objective=request.objective, data=self.data.digest if self.data else None,
             data_path=str(request.data.resolve()) if request.data else "",
-            max_accuracy_drop=request.max_accuracy_drop, schedules=own,
+            max_accuracy_drop=request.max_accuracy_drop,
+            schedules={e.name: e.fingerprint for e in entries if e.origin != "built-in"},
             schedule_paths=tuple(str(p.resolve()) for p in request.schedules),
             budget_s=request.budget_s, trials=request.trials,
         )  # fmt: skip
 
     def _tune(self) -> KernelTuning:
         self.progress.stage("tune")
-        uses = Counter(layer.workload.digest for layer in self.context.covered)
         tuning = KernelTuning(
-            tasks=self.context.tasks(), uses=dict(uses), evaluator=self.evaluator,
-            budget=self.budget, target=self.context.target, seed=self.request.seed,
-            on_batch=self._tuned,
+            tasks=self.context.tasks(),
+            uses=dict(Counter(layer.workload.digest for layer in self.layers)),
+            evaluator=self.evaluator, budget=self.budget, target=self.context.target,
+            seed=self.request.seed, on_batch=self._tuned,
         )  # fmt: skip
         tuning.run()
+        self.progress.stage("re-time")
+        tuning.retime()
         return tuning
 
     def _tuned(self, tuning: KernelTuning) -> None:
@@ -142,153 +173,67 @@ class _Exploration:
         self.progress.update(
             done, total, best_us=best, baseline_us=baseline, seconds_left=self.budget.left_s
         )
+        elapsed = round(self.budget.elapsed_s, 3)
         self.folder.append_curve(
             {
-                "elapsed_s": round(self.budget.elapsed_s, 3), "trials": tuning.trials,
-                "best_us": best, "baseline_us": baseline,
+                "elapsed_s": elapsed,
+                "trials": tuning.trials,
+                "best_us": best,
+                "baseline_us": baseline,
             }  # fmt: skip
         )
 
     def _search(
         self, tuned: Sequence[Tuned], costs: dict[ConversionKey, float]
     ) -> list[tuple[str, Plan]]:
+        """The baseline and the plans worth building, by name."""
         self.progress.stage("search")
         context, seed = self.context, self.request.seed
-        table = TunedTable(context, tuned, costs, packed_sizes(tuned, context.target))
-        table.table.save(self.folder.path / "work" / "cost_table.json")
-        self.tables = table
-        found = search(context, table, costs, self.request.objective, seed)
-        if self.request.objective == "latency":
-            regret = found.best_us / found.exact_us - 1
-            self.notes.append(
-                f"on the cost table the agent's plan after {found.episodes} episodes is "
-                f"{regret:.2%} from the optimum"
-            )
-        plans = [("baseline", baseline_plan(context.network, context.registry, context.target, seed))]
-        seen = {plans[0][1].digest}
-        for number, assignment in enumerate(found.assignments, 1):
-            plan = table.plan(assignment, seed, f"explored, candidate {number}")
+        self.table = TunedTable(context, tuned, costs, packed_sizes(tuned, context.target))
+        self.table.table.save(self.folder.work / "cost_table.json")
+        found = search(context, self.table, costs, self.request.objective, seed)
+        self.notes.append(found.describe())
+        plans = [("baseline", self.baseline.plan)]
+        seen = {self.baseline.plan.digest}
+        for assignment in found.assignments:
+            plan = self.table.plan(assignment, seed, f"explored by tvmx, seed {seed}")
             if plan.digest not in seen:
                 seen.add(plan.digest)
                 plans.append((f"plan{len(plans)}", plan))
         return plans
 
-    def _whole(
-        self, runner: Runner, plans: list[tuple[str, Plan]], tuning: KernelTuning
-    ) -> ExploreResult:
-        self.progress.stage("measure")
-        context, work = self.context, self.folder.work
-        inputs = self.golden()
-        expected = self.reference(inputs)
-        save_golden(self.folder, inputs, expected, self.reference.name)
-        built: list[BuiltPlan] = []
-        for name, plan in plans:
-            self.folder.save_plan(name, plan)
-            built.append(
-                build_plan(name, plan, context.network, context.registry, context.target, work)
-            )
+    def _build(self, name: str, plan: Plan) -> BuiltPlan:
+        self.folder.save_plan(name, plan)
+        c = self.context
+        return build_plan(name, plan, c.network, c.registry, c.target, self.folder.work)
+
+    def _whole(self, plans: list[tuple[str, Plan]], tuning: KernelTuning) -> ExploreResult:
+        self.progress.stage("build")
+        built = [self.baseline]
+        for name, plan in plans[1:]:
+            built.append(self._build(name, plan))
             self.progress.update(
-                len(built), len(plans) + 1, best_us=None, baseline_us=None,
+                len(built), len(plans), best_us=None, baseline_us=None,
                 seconds_left=self.budget.left_s,
             )  # fmt: skip
-        measured = measure_interleaved(runner, built, inputs, expected, _ROUNDS)
+        self.progress.stage("measure")
+        jobs = [network_job(b, self.inputs, self.expected) for b in built]
+        measured = self.runner.compare(jobs, _ROUNDS, TimingPolicy.careful())
         if not measured[0].ok:
-            raise MeasureError(
-                f"the baseline failed on the device ({measured[0].status}): {measured[0].message}",
-                hint="`tvmx build` and `tvmx run` reproduce it alone",
-            )
-        return self._decide(runner, built, measured, inputs, tuning)
-
-    def golden(self) -> dict[str, Any]:
-        """The inputs everything is checked on: a sample the choices may see, or seeded noise."""
-        if self.data is None:
-            return golden_inputs(self.context.model, self.request.seed)
-        specs = {spec.name: spec for spec in self.context.model.inputs}
-        return next(iter(self.data.visible.feeds(specs))).arrays
-
-    def _decide(
-        self, runner: Runner, built: list[BuiltPlan], measured: list[Measurement],
-        inputs: dict[str, Any], tuning: KernelTuning,
-    ) -> ExploreResult:  # fmt: skip
-        good: list[tuple[BuiltPlan, Measurement, Paired]] = []
-        for plan, m in zip(built, measured, strict=True):
-            if m.ok:
-                good.append((plan, m, paired(m, measured[0], self.request.seed)))
-            else:
-                self.notes.append(f"{plan.name} was dropped: {m.status}: {m.message}")
-        scorer = None
-        if self.data is not None:
-            scorer = Scorer(self.context.model, self.data.held_out, self.reference)
-        candidates = [self._summary(runner, *item, inputs, scorer) for item in good]
-        best = self._best(candidates, [item[2] for item in good])
+            self._check_baseline()
+            raise MeasureError(f"the baseline failed beside the others: {measured[0].message}")
+        outcome = Outcome(
+            self.request, self.context, self.runner, self.reference, self.table, self.notes
+        )
+        candidates, best = outcome.candidates(built, measured, self.inputs, self.data)
         result = ExploreResult(
             run=str(self.request.out), model=str(self.request.model),
-            target=self.context.target.name, device=runner.identity,
+            target=self.context.target.name, device=self.runner.identity,
             threads=self.request.threads, objective=self.request.objective,
             candidates=candidates, baseline=0, best=best,
-            layers=self._layers(good[best][0].plan), measurements=tuning.trials,
-            failures=self.evaluator.failed, seconds=self.budget.elapsed_s,
-            reference=self.reference.name, notes=self.notes,
+            layers=outcome.layers(built, candidates[best]),
+            measurements=tuning.trials, failures=self.evaluator.failed,
+            seconds=self.budget.elapsed_s, reference=self.reference.name, notes=self.notes,
         )  # fmt: skip
         self.folder.save_result(result.model_dump(mode="json"))
         return result
-
-    def _summary(
-        self, runner: Runner, built: BuiltPlan, m: Measurement, pair: Paired,
-        inputs: dict[str, Any], scorer: Scorer | None,
-    ) -> CandidateSummary:  # fmt: skip
-        found, lost = None, None
-        if scorer is not None:
-            found = scorer(runner, NetworkJob(library=built.build.path, inputs=inputs))
-            lost = drop(scorer.reference, found)
-        return CandidateSummary(
-            name=built.name, plan=built.plan.digest, latency_us=m.median_us or np.nan,
-            spread_us=m.spread_us or 0.0, ratio=pair.ratio,
-            weights_bytes=built.build.weights_bytes, arena_bytes=built.build.arena_bytes,
-            scratch_bytes=built.build.scratch_bytes, library_bytes=built.build.bytes,
-            accuracy=found.percent if found else None, accuracy_drop=lost,
-            accuracy_kind=found.kind if found else "", max_error=m.max_error,
-        )  # fmt: skip
-
-    def _best(self, candidates: list[CandidateSummary], pairs: list[Paired]) -> int:
-        """The baseline unless another candidate within the drop beats it beyond the noise."""
-        objective, limit = self.request.objective, self.request.max_accuracy_drop
-
-        def beats(index: int) -> bool:
-            c, base = candidates[index], candidates[0]
-            if c.accuracy_drop is not None and c.accuracy_drop > limit:
-                return False
-            if objective == "latency":
-                return pairs[index].faster
-            return _bytes(c, objective) < _bytes(base, objective)
-
-        def rank(index: int) -> tuple[float, float]:
-            c = candidates[index]
-            return (0.0 if objective == "latency" else _bytes(c, objective), c.ratio)
-
-        return min((i for i in range(len(candidates)) if beats(i)), key=rank, default=0)
-
-    def _layers(self, best: Plan) -> list[LayerSummary]:
-        rows = []
-        for layer in self.tables.layers:
-            options = self.tables.options(layer)
-            choice = best.choice(layer.name)
-            chosen = next(
-                t for t in options
-                if choice and t.task.implementation == choice.implementation
-            )  # fmt: skip
-            is_default = choice is not None and choice.knobs == chosen.tuner.space.default
-            rows.append(
-                LayerSummary(
-                    layer=layer.name, workload=layer.workload.describe(),
-                    baseline=options[0].task.implementation.label(),
-                    baseline_us=options[0].default_us,
-                    best=chosen.task.implementation.label(),
-                    best_us=chosen.default_us if is_default else chosen.best_us,
-                )  # fmt: skip
-            )
-        return rows
-
-
-def _bytes(candidate: CandidateSummary, objective: str) -> float:
-    return candidate.weights_bytes if objective == "weights" else candidate.arena_bytes

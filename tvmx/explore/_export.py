@@ -67,7 +67,8 @@ def export_run(
     outcome = folder.result()
     if outcome is None:
         raise StoreError(
-            f"run {run} has no result yet", hint=f"run the same `tvmx explore ... --out {run}` again"
+            f"run {run} has no result yet",
+            hint=f"run the same `tvmx explore ... --out {run}` again",
         )
     result = ExploreResult.model_validate(outcome)
     candidate = _pick(result, pick)
@@ -104,7 +105,9 @@ def _pick(result: ExploreResult, pick: str) -> CandidateSummary:
     if pick.isdecimal() and int(pick) < count:
         return result.candidates[int(pick)]
     names = ", ".join(f"{i} {c.name}" for i, c in enumerate(result.candidates))
-    raise UsageError(f"no candidate {pick!r} in the run ({names})", hint="--pick best|baseline|INDEX")
+    raise UsageError(
+        f"no candidate {pick!r} in the run ({names})", hint="--pick best|baseline|INDEX"
+    )
 
 
 def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:
@@ -123,7 +126,9 @@ def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:
     ]  # fmt: skip
     if c.accuracy is not None:
         found.append(
-            Figure(metric=c.accuracy_kind, value=c.accuracy, unit="%", note="held-out half", **where)
+            Figure(
+                metric=c.accuracy_kind, value=c.accuracy, unit="%", note="held-out half", **where
+            )
         )
     return tuple(found)
 
@@ -138,9 +143,7 @@ def _write(
             "model", plan, context.network, context.registry, context.target, Path(scratch)
         )
         manifest = _manifest(context, built, golden, figures, notes, measured)
-        bundle = write_bundle(
-            out, built.build.path, manifest, golden.inputs, golden.outputs, plan
-        )
+        bundle = write_bundle(out, built.build.path, manifest, golden.inputs, golden.outputs, plan)
     sizes = manifest.sizes
     return BundleSummary(
         path=str(bundle.path), target=context.target.name, layers_hit=built.lowered.hits,

@@ -24,7 +24,9 @@ class Golden(NamedTuple):
     reference: str
 
 
-def save_golden(run: Run, inputs: dict[str, Array], outputs: tuple[Array, ...], reference: str) -> None:
+def save_golden(
+    run: Run, inputs: dict[str, Array], outputs: tuple[Array, ...], reference: str
+) -> None:
     """Keep golden data in the run's work folder."""
     arrays: dict[str, Any] = {f"input_{name}": array for name, array in inputs.items()}
     arrays |= {f"output_{i}": array for i, array in enumerate(outputs)}

@@ -149,7 +149,13 @@ class Progress(Protocol):
         """A new stage begins (import, tune, search, measure ...)."""
 
     def update(
-        self, done: float, total: float, *, best_us: float | None, baseline_us: float | None, seconds_left: float | None
+        self,
+        done: float,
+        total: float,
+        *,
+        best_us: float | None,
+        baseline_us: float | None,
+        seconds_left: float | None,
     ) -> None:
         """``done`` of ``total`` within the stage; the best estimate so far; time left."""
 
@@ -164,7 +170,13 @@ class Silent:
         """Ignore."""
 
     def update(
-        self, done: float, total: float, *, best_us: float | None, baseline_us: float | None, seconds_left: float | None
+        self,
+        done: float,
+        total: float,
+        *,
+        best_us: float | None,
+        baseline_us: float | None,
+        seconds_left: float | None,
     ) -> None:
         """Ignore."""
 

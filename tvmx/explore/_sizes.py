@@ -11,9 +11,7 @@ from tvmx.targets import Target
 
 def packed_sizes(tuned: Sequence[Tuned], target: Target) -> dict[tuple[str, str], int]:
     """(workload digest, template) -> bytes of weight and bias at the best config found."""
-    return {
-        (t.task.workload.digest, t.task.entry.name): _packed_bytes(t, target) for t in tuned
-    }
+    return {(t.task.workload.digest, t.task.entry.name): _packed_bytes(t, target) for t in tuned}
 
 
 def _packed_bytes(tuned: Tuned, target: Target) -> int:
@@ -21,6 +19,6 @@ def _packed_bytes(tuned: Tuned, target: Target) -> int:
     task = tuned.task
     config = tuned.best or tuned.tuner.space.default
     func = task.entry.template.build(task.workload, config, target).func
-    buffers = [func.buffer_map[p] for p in func.params]
+    buffers = list(func.params)
     constants = buffers[1 : 3 if task.workload.epilogue.bias else 2]
     return sum(4 * math.prod(int(extent) for extent in b.shape) for b in constants)

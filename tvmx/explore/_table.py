@@ -41,7 +41,9 @@ class TunedTable:
     def plan(self, assignment: Sequence[int], seed: int, note: str) -> Plan:
         """The plan of an assignment, every layer at the best config found."""
         pairs = zip(self.layers, assignment, strict=True)
-        return self._plan([self._choice(la, self.options(la)[i], None) for la, i in pairs], seed, note)
+        return self._plan(
+            [self._choice(la, self.options(la)[i], None) for la, i in pairs], seed, note
+        )
 
     def _plan(self, choices: list[LayerChoice], seed: int, note: str) -> Plan:
         return Plan(

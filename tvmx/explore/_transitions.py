@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import numpy as np
 
 from tvmx._tvm import build_module, te, tvm
 from tvmx.build import SYMBOL, link
-from tvmx.ir import Conversion, physical_shape, to_physical
 from tvmx.errors import MeasureError
 from tvmx.explore._evaluate import KernelEvaluator
 from tvmx.explore._walk import ConversionKey, possible_conversions
+from tvmx.ir import Conversion, physical_shape, to_physical
 from tvmx.measure import KernelJob
 from tvmx.passes import convert_layout
 from tvmx.passes._default_schedule import default_schedule
@@ -67,25 +68,25 @@ def conversion_workload(conversion: Conversion) -> str:
     return f"convert:{shape}:{conversion.source}>{conversion.destination}"
 
 
-def measure_transitions(
-    context: Context, evaluator: KernelEvaluator
-) -> dict[ConversionKey, float]:
+def measure_transitions(context: Context, evaluator: KernelEvaluator) -> dict[ConversionKey, float]:
     """Us of every layout conversion some plan may need, from the journal where it is known.
 
     Raises:
         MeasureError: a conversion fails on the device; without its cost no plan can be priced.
     """
     costs: dict[ConversionKey, float] = {}
+    conversions = possible_conversions(context.network.graph, context.layouts())
     with tempfile.TemporaryDirectory(prefix="tvmx-borders-") as scratch:
-        for conversion in possible_conversions(context.network.graph, context.layouts()):
-            measurement = evaluator.other(
-                conversion_workload(conversion),
-                lambda c=conversion: conversion_job(c, context.target, Path(scratch)),
+        named = [
+            (conversion_workload(c), partial(conversion_job, c, context.target, Path(scratch)))
+            for c in conversions
+        ]
+        measured = evaluator.others(named)
+    for conversion, measurement in zip(conversions, measured, strict=True):
+        if measurement.median_us is None:
+            raise MeasureError(
+                f"layout conversion {conversion.source}->{conversion.destination} of "
+                f"{conversion.shape} failed: {measurement.status}: {measurement.message}"
             )
-            if measurement.median_us is None:
-                raise MeasureError(
-                    f"layout conversion {conversion.source}->{conversion.destination} of "
-                    f"{conversion.shape} failed: {measurement.status}: {measurement.message}"
-                )
-            costs[conversion.key] = measurement.median_us
+        costs[conversion.key] = measurement.median_us
     return costs

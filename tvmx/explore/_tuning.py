@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
 from tvmx.ir import Config
-from tvmx.measure import Measurement, TimingPolicy
+from tvmx.measure import Measurement, TimingPolicy, compare_paired
 from tvmx.targets import Target
 from tvmx.tune import BudgetAllocator, KnobTuner, TuningState
 
 _BATCH = 8
 _BATCHES_AHEAD = 2
+_RETIMED = 3  # fastest configs timed again against the default
+_RETIME_ROUNDS = 7
+_RETIMED_WITHIN = 1.3  # templates slower than this times the workload's best are not timed again
 _PATIENCE = 3  # batches without improvement that end the tuning of a task
 
 
@@ -29,6 +33,7 @@ class Tuned:
     best: Config | None = None
     trials: int = 0
     idle: bool = False  # nothing left to propose
+    observed: dict[Config, float] = field(default_factory=dict)
 
     def observe(self, config: Config, measurement: Measurement) -> None:
         """Learn one measurement."""
@@ -37,8 +42,28 @@ class Tuned:
         if self.trials == 0:
             self.default_us = us
         self.trials += 1
+        if us is not None:
+            self.observed[config] = us
         if us is not None and (self.best_us is None or us < self.best_us):
             self.best_us, self.best = us, config
+
+    def fastest(self, count: int) -> list[Config]:
+        """The fastest configs observed, best first."""
+        ranked = sorted(self.observed.items(), key=lambda item: item[1])
+        return [config for config, _ in ranked[:count]]
+
+    def settle(self, configs: list[Config], measured: list[Measurement]) -> None:
+        """Take the re-timed figures; ``configs[0]`` is the default."""
+        medians = [m.median_us or math.inf for m in measured]
+        index = medians.index(min(medians))
+        if (
+            index
+            and compare_paired(measured[index].latencies_us, measured[0].latencies_us).verdict
+            != "faster"
+        ):
+            index = 0
+        self.default_us = medians[0]
+        self.best, self.best_us = configs[index], medians[index]
 
 
 @dataclass
@@ -72,6 +97,24 @@ class KernelTuning:
         """Measure all defaults, then tune until the budget is used up or nothing is left."""
         self._defaults()
         self._pipeline(self._next_batch)
+
+    def retime(self) -> None:
+        """Decide each task between its default and its fastest configs, side by side.
+
+        A config that does not beat the default beyond the spread gives way to it.
+        """
+        for tuned in self.tuned:
+            rivals = [t.best_us for t in self._of(tuned.task.workload.digest) if t.best_us]
+            if tuned.best_us is None or tuned.best_us > _RETIMED_WITHIN * min(rivals):
+                continue
+            default = tuned.tuner.space.default
+            configs = [default, *(c for c in tuned.fastest(_RETIMED) if c != default)]
+            if len(configs) == 1 or tuned.default_us is None:
+                continue
+            measured = self.evaluator.retime(tuned.task, configs, _RETIME_ROUNDS)
+            if measured:
+                tuned.settle(configs, measured)
+            self.on_batch(self)
 
     def best_estimate_us(self) -> float | None:
         """Sum over layers of the fastest implementation so far, borders not counted."""

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tvmx.errors import ModelError, UsageError
-from tvmx.ir import Model
+from tvmx.ir import Model, TensorSpec
 
-__all__ = ["SUPPORTED_SUFFIXES", "load_model"]
+__all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model"]
 
 SUPPORTED_SUFFIXES = (".onnx",)
 _PLANNED = {".pt2": "torch.export archives", ".relay": "Relay text", ".json": "Relay JSON"}
 
 
-def load_model(
-    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> Model:
+def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
     """Read a network file and bring it into canonical form.
 
     ``shapes`` fixes the dynamic dimensions of inputs, by ONNX input name; static dimensions
@@ -30,14 +28,36 @@ def load_model(
         ModelShapeError: an input shape is dynamic, unknown or contradicts the model.
         ModelError: anything else the file's content stands in the way of.
     """
+    file = _model_file(path)
+    from tvmx.frontends._onnx import load_onnx
+
+    return load_onnx(file, dict(shapes or {}))
+
+
+def check_model(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[TensorSpec, ...]:
+    """Look at a network file without importing TVM, and return its inputs.
+
+    Raises what :func:`load_model` raises for the file, its inputs and its operators.
+    """
+    file = _model_file(path)
+    from tvmx.frontends._onnx_check import check_operators, read_model
+    from tvmx.frontends._onnx_shapes import resolve_inputs
+
+    proto, _ = read_model(file)
+    inputs = resolve_inputs(proto, dict(shapes or {}), file)
+    check_operators(proto, file)
+    return inputs
+
+
+def _model_file(path: str | Path) -> Path:
     file = Path(path)
     if not file.is_file():
         what = "is a folder, not a model file" if file.is_dir() else "does not exist"
         raise UsageError(f"model {file} {what}", hint="give the path of an .onnx file")
     _check_kind(file)
-    from tvmx.frontends._onnx import load_onnx
-
-    return load_onnx(file, dict(shapes or {}))
+    return file
 
 
 def _check_kind(file: Path) -> None:

@@ -46,6 +46,8 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         ) from err
     if not proto.HasField("graph") or not proto.graph.output:
         raise CorruptModelError(f"{path} is no ONNX model: it holds no graph with an output")
+    if not all(isinstance(text, str) for text in _texts(proto)):
+        raise CorruptModelError(f"{path} is damaged: a name in it is not text")
     _check_versions(proto, path)
     if proto.functions:
         import onnx.inliner
@@ -54,6 +56,21 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     external = _load_external(proto, path)
     _name_nodes(proto.graph)
     return proto, (path, *external)
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[object]:
+    """Names in the model; protobuf hands out bytes where one is not UTF-8."""
+    graph = proto.graph
+    yield from (opset.domain for opset in proto.opset_import)
+    for node in _nodes(graph):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in _tensors(graph):
+        yield tensor.name
+        yield from (part for entry in tensor.external_data for part in (entry.key, entry.value))
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -199,7 +216,7 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
     except Exception as err:  # the checker's C++ exceptions have no common base
         raise CorruptModelError(
             f"{path} is no valid ONNX model: {_first_line(err)}",
-            hint="run `python -c \"import onnx; onnx.checker.check_model('FILE')\"` for the details",
+            hint="onnx.checker.check_model shows the details; export the model again",
         ) from err
 
 

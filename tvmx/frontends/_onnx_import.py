@@ -38,7 +38,7 @@ def import_graph(
     """
     importer = _Importer(proto, inputs, path)
     with _quiet():
-        mod = importer.from_onnx(proto.graph, opset_of(proto))
+        mod = importer.run(proto)
     _require_static(mod, importer.sources, path)
     return mod, _outputs(proto, mod, path), importer.sources
 
@@ -54,9 +54,7 @@ def _quiet() -> Iterator[None]:
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
     """TVM's importer with names, typed errors and the converters of :mod:`_onnx_rules`."""
 
-    def __init__(
-        self, proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path
-    ) -> None:
+    def __init__(self, proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path) -> None:
         super().__init__({i.name: list(i.shape) for i in inputs}, {i.name: i.dtype for i in inputs})
         self._nodes_by_name = {node.name: node for node in proto.graph.node}
         self._path = path
@@ -82,18 +80,26 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
                 hint="export or copy the file again",
             ) from err
 
-    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+    def run(self, proto: onnx.ModelProto) -> Any:
+        """The whole graph as an IRModule; errors name the node they came up at."""
         try:
-            super()._construct_nodes(graph)
+            return self.from_onnx(proto.graph, opset_of(proto))
         except TvmxError:
+            self._close()
             raise
         except Exception as err:  # whatever a converter runs into
+            self._close()
             node = self._current
             where = f"node {node.name!r} ({node.op_type})" if node else "the graph"
             raise ModelError(
                 f"{self._path}: {where} cannot be imported: {_reason(err)}",
                 hint="re-export the model, or report this node",
             ) from err
+
+    def _close(self) -> None:
+        # An exception leaves one block open, about which TVM complains on stderr.
+        if self._current is not None:
+            self.bb._end_block()
 
     def _parse_value_proto(self, value_proto: Any) -> Any:
         if hasattr(value_proto, "op_type"):
@@ -162,7 +168,8 @@ class _Namer:
             return expr
         args = [self._visit(arg) for arg in expr.args]
         same = all(new.same_as(old) for new, old in zip(args, expr.args, strict=True))
-        return self._bind(expr if same else relax.Call(expr.op, args, expr.attrs, expr.ty_args), expr)
+        call = expr if same else relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+        return self._bind(call, expr)
 
     def _bind(self, expr: Any, original: Any) -> Any:
         builder = self._importer.bb

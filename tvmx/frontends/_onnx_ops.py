@@ -29,7 +29,7 @@ SUPPORTED = frozenset(
     Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax
     Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK
     Transpose Trilu Unsqueeze Upsample Where Xor
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 _QOPERATOR = ("QLinear", "ConvInteger", "QGemm", "com.microsoft::QLinear", "com.microsoft::QGemm")

@@ -7,6 +7,7 @@ the opset, and returns a Relax expression, or None to leave the node to TVM:
 * Pad with a constant becomes ``relax.nn.pad`` (likewise),
 * Sum, Max, Min and Mean become pairwise operators (TVM stacks their inputs and reduces),
 * ``auto_pad`` becomes explicit padding (TVM pads pools by zero and rounds SAME_LOWER down),
+* Gemm scales its weights instead of its input by alpha,
 * Dropout is nothing.
 """
 
@@ -98,6 +99,24 @@ def _mean(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     return relax.op.multiply(_pairwise(relax.op.add, values), scale)
 
 
+def _gemm(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    data, weight, bias = inputs[0], inputs[1], inputs[2]
+    alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
+    dtype = data.ty.dtype
+    if attrs.get("transA", 0):
+        data = relax.op.permute_dims(data, [1, 0])
+    if attrs.get("transB", 0):
+        weight = relax.op.permute_dims(weight, [1, 0])
+    if alpha != 1.0:
+        weight = relax.op.multiply(weight, relax.const(alpha, dtype))
+    result = relax.op.matmul(data, weight)
+    if bias is None:
+        return result
+    if beta != 1.0:
+        bias = relax.op.multiply(bias, relax.const(beta, dtype))
+    return relax.op.add(result, bias)
+
+
 def _dropout(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     if len(inputs) > 2 and inputs[2] is not None:
         training = _array(inputs[2])
@@ -138,6 +157,7 @@ RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Conv": _explicit_padding,
     "Dropout": _dropout,
+    "Gemm": _gemm,
     "Max": _variadic(relax.op.maximum),
     "MaxPool": _explicit_padding,
     "Mean": _mean,

@@ -119,13 +119,15 @@ def _dtype(value: onnx.ValueInfoProto, path: Path) -> str:
 
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise ModelError(f"{path}: input {value.name!r} is a {kind or 'value without type'}, not a tensor")
+        what = kind or "value without type"
+        raise ModelError(f"{path}: input {value.name!r} is a {what}, not a tensor")
     code = value.type.tensor_type.elem_type
-    known = code in TensorProto.DataType.values() and code not in (
-        TensorProto.UNDEFINED,
-        TensorProto.STRING,
-    )
-    dtype = str(helper.tensor_dtype_to_np_dtype(code)) if known else TensorProto.DataType.Name(code)
+    if code not in TensorProto.DataType.values():
+        dtype = f"number {code}"
+    elif code in (TensorProto.UNDEFINED, TensorProto.STRING):
+        dtype = TensorProto.DataType.Name(code)
+    else:
+        dtype = str(helper.tensor_dtype_to_np_dtype(code))
     if dtype not in _DTYPES:
         raise ModelError(
             f"{path}: input {value.name!r} is of type {dtype}; tvmx takes float32 and integers",

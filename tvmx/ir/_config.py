@@ -18,7 +18,9 @@ class Config(Mapping[str, KnobValue]):
 
     __slots__ = ("_items",)
 
-    def __init__(self, values: Mapping[str, KnobValue] | None = None, /, **knobs: KnobValue) -> None:
+    def __init__(
+        self, values: Mapping[str, KnobValue] | None = None, /, **knobs: KnobValue
+    ) -> None:
         self._items: tuple[tuple[str, KnobValue], ...] = tuple({**(values or {}), **knobs}.items())
 
     def __getitem__(self, key: str) -> KnobValue:
@@ -85,7 +87,10 @@ class Space:
         """All legal configs in order, the default among them (computed once)."""
         if self._points is None:
             names = list(self.knobs)
-            every = (Config(dict(zip(names, v, strict=True))) for v in itertools.product(*self.knobs.values()))
+            every = (
+                Config(dict(zip(names, v, strict=True)))
+                for v in itertools.product(*self.knobs.values())
+            )
             self._points = [c for c in every if c == self.default or self._allowed(c)]
         return self._points
 

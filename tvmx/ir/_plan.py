@@ -70,8 +70,11 @@ class Plan(BaseModel):
             raise StoreError(f"cannot read plan {path}: {err.strerror}") from err
         except (ValidationError, UnicodeDecodeError) as err:
             raise StoreError(
-                f"{path} is not a tvmx plan", hint="plans are written by `tvmx explore` and `tvmx build`"
+                f"{path} is not a tvmx plan",
+                hint="plans are written by `tvmx explore` and `tvmx build`",
             ) from err
         if plan.schema_version != PLAN_SCHEMA:
-            raise StoreError(f"{path} has plan schema {plan.schema_version}, this tvmx reads {PLAN_SCHEMA}")
+            raise StoreError(
+                f"{path} has plan schema {plan.schema_version}, this tvmx reads {PLAN_SCHEMA}"
+            )
         return plan

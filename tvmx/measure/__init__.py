@@ -7,6 +7,7 @@ from tvmx.measure._fake import FakeRunner
 from tvmx.measure._farm import LocalFarm
 from tvmx.measure._jobs import Job, KernelJob, NetworkJob
 from tvmx.measure._measurement import Measurement, Status
+from tvmx.measure._paired import Paired, compare_paired
 from tvmx.measure._rpc import RpcRunner
 from tvmx.measure._serve import board_commands, exposure_warning, serve_forever, track_forever
 from tvmx.measure._timing import TimingPolicy
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "NetworkJob",
     "OnResult",
+    "Paired",
     "RpcRunner",
     "Runner",
     "Status",
@@ -31,6 +33,7 @@ __all__ = [
     "TrackerSummary",
     "board_commands",
     "check_output",
+    "compare_paired",
     "elf_machine",
     "exposure_warning",
     "library_problem",

@@ -31,7 +31,7 @@ class DeviceAddress:
         """From ``HOST:PORT`` and a key. Raises :class:`UsageError` when either is unusable."""
         host, port = parse_host_port(tracker)
         if not key or any(c.isspace() or c == ":" for c in key):
-            raise UsageError(f"{key!r} is no device key: it must not be empty, hold blanks or colons")
+            raise UsageError(f"{key!r} is no device key: it is empty or holds blanks or colons")
         return cls(host, port, key)
 
     @property
@@ -48,8 +48,9 @@ class Timeouts:
     """Seconds each phase of a job may take; the measuring side enforces all of them itself.
 
     ``queue``: until the tracker hands out a device; ``connect``: until the device's server has
-    answered; ``upload``: library and arrays; ``load``: opening the library; ``run``: each remote
-    call that executes the candidate (check, then timing).
+    answered; ``upload``: library and arrays, plus one second for each 4 MB of them; ``load``:
+    opening the library; ``run``: each remote call that executes the candidate (check, then
+    timing).
     """
 
     queue: float = 30.0
@@ -67,6 +68,10 @@ class Timeouts:
     def of(self, phase: str) -> float:
         """Seconds of a phase by name."""
         return float(getattr(self, phase))
+
+    def transfer(self, nbytes: int) -> float:
+        """Seconds an upload of this size may take on the slowest boards."""
+        return self.upload + nbytes / 4e6
 
     @property
     def job(self) -> float:

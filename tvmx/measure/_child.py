@@ -13,6 +13,7 @@ import random
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tvmx.measure._address import parse_host_port
@@ -82,7 +83,7 @@ def _serve(args: argparse.Namespace, first: int, end: int) -> None:
         from tvmx.measure import _server_functions
 
         _server_functions.register()
-    home = os.getcwd()
+    home = Path.cwd()
     port = 0
     while True:
         state = _listen(args, first, end)

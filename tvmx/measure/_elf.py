@@ -24,7 +24,7 @@ def elf_machine(path: Path) -> str | None:
 
 
 def library_problem(path: Path, arch: str | None) -> str | None:
-    """Why a device of this architecture cannot load the library; None when nothing speaks against it."""
+    """Why a device of this architecture cannot load the library; None if it may well."""
     try:
         machine = elf_machine(path)
     except OSError as err:

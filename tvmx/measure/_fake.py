@@ -8,7 +8,7 @@ import numpy as np
 
 from tvmx.errors import MeasureError
 from tvmx.measure._base import OnResult, Runner
-from tvmx.measure._jobs import Array, Job, NetworkJob
+from tvmx.measure._jobs import Array, Job, NetworkJob, check_sample
 from tvmx.measure._measurement import Measurement, Status
 from tvmx.measure._timing import TimingPolicy
 
@@ -82,6 +82,8 @@ class FakeRunner(Runner):
     ) -> list[tuple[Array, ...]]:
         """See :meth:`Runner.run`."""
         self._require_open()
+        for number, sample in enumerate(inputs):
+            check_sample(job, number, sample)
         outcome = self._script(job)
         if isinstance(outcome, str):
             raise MeasureError(f"{job.name} failed on {self._key}: scripted {outcome}")

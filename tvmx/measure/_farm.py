@@ -8,7 +8,7 @@ from types import TracebackType
 
 import psutil
 
-from tvmx.errors import DeviceError
+from tvmx.errors import DeviceError, TrackerError
 from tvmx.measure._address import DeviceAddress, Timeouts
 from tvmx.measure._guard import GuardedProcess
 from tvmx.measure._measurement import Status
@@ -16,7 +16,7 @@ from tvmx.measure._rpc import RpcRunner
 from tvmx.measure._tracker import TrackerSummary, tracker_summary
 
 _START_SECONDS = 60.0
-_REGISTER_SECONDS = 20.0
+_REGISTER_SECONDS = 12.0
 
 
 class LocalFarm:
@@ -80,6 +80,7 @@ class LocalFarm:
         self, *, timeouts: Timeouts | None = None, arch: str | None = None
     ) -> RpcRunner:
         """A runner on all servers of the farm, which repairs them when candidates break them."""
+        self.ensure()  # a server whose last client was killed takes a moment to register again
         return RpcRunner(
             self.address,
             threads=self._threads,
@@ -111,24 +112,26 @@ class LocalFarm:
     def ensure(self) -> bool:
         """Restart whatever is dead or not registered; whether that was needed.
 
-        Raises :class:`tvmx.errors.DeviceError` when a restart fails.
+        Raises :class:`tvmx.errors.DeviceError` when the farm does not come up again.
         """
         with self._lock:
             restarted = False
-            if self._tracker is None or not self._tracker.alive:
-                self._start_tracker()
-                restarted = True
-            for port in [p for p, s in self._servers.items() if not _works(s)]:
-                self._servers.pop(port).kill()
-                restarted = True
-            while len(self._servers) < self._count:
-                self._start_server()
-            for port in self._unregistered(_REGISTER_SECONDS):
-                self._servers.pop(port).kill()
-                self._start_server()
-                restarted = True
-            self._require_registered()
-            return restarted
+            start = patience = time.monotonic()
+            while True:
+                replaced = self._replace_dead()
+                restarted |= replaced
+                missing = self._unregistered()
+                if not missing:
+                    return restarted
+                now = time.monotonic()
+                if replaced:
+                    patience = now
+                elif now - patience > _REGISTER_SECONDS:
+                    self._kill_silent(missing)
+                    patience = now
+                if now - start > _START_SECONDS:
+                    raise self._not_registered(missing)
+                time.sleep(0.05)
 
     def close(self) -> None:
         """End all children. Calling it twice does no harm."""
@@ -150,7 +153,7 @@ class LocalFarm:
             for server in pending:
                 if server not in self._servers.values():
                     server.kill()
-        self._require_registered()
+        self.ensure()
 
     def _start_tracker(self) -> None:
         if self._tracker is not None:
@@ -173,23 +176,39 @@ class LocalFarm:
         server = self._spawn_server()
         self._servers[int(server.ready(_START_SECONDS)["port"])] = server
 
-    def _unregistered(self, patience: float) -> list[int]:
-        end = time.monotonic() + patience
-        while True:
-            summary = self.summary()
-            missing = [p for p in self._servers if not summary.registered(self._key, p)]
-            if not missing or time.monotonic() > end:
-                return missing
-            time.sleep(0.05)
+    def _replace_dead(self) -> bool:
+        replaced = False
+        if self._tracker is None or not _works(self._tracker):
+            self._start_tracker()
+            replaced = True
+        for port in [p for p, s in self._servers.items() if not _works(s)]:
+            self._servers.pop(port).kill()
+        while len(self._servers) < self._count:
+            self._start_server()
+            replaced = True
+        return replaced
 
-    def _require_registered(self) -> None:
-        missing = self._unregistered(_REGISTER_SECONDS)
-        if missing:
-            log = self._servers[missing[0]].log_tail()
-            raise DeviceError(
-                f"the server on port {missing[0]} did not register as {self._key!r}"
-                f" within {_REGISTER_SECONDS:g} s: {log or 'no message'}"
-            )
+    def _unregistered(self) -> list[int]:
+        """Ports of the servers the tracker does not list; all of them if it is silent."""
+        try:
+            summary = self.summary()
+        except TrackerError:
+            return list(self._servers)
+        return [port for port in self._servers if not summary.registered(self._key, port)]
+
+    def _kill_silent(self, missing: list[int]) -> None:
+        """What is up but does not answer or register is replaced in the next round."""
+        if len(missing) == len(self._servers) and self._tracker is not None:
+            self._tracker.kill()
+        for port in missing:
+            self._servers[port].kill()
+
+    def _not_registered(self, missing: list[int]) -> DeviceError:
+        log = self._servers[missing[0]].log_tail()
+        return DeviceError(
+            f"the server on port {missing[0]} did not register as {self._key!r}"
+            f" within {_START_SECONDS:g} s: {log or 'no message'}"
+        )
 
 
 def server_environment(threads: int, *, bind: bool) -> dict[str, str]:

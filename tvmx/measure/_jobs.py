@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmx.errors import DataError
+
 Array = npt.NDArray[Any]
 
 
@@ -69,3 +71,18 @@ def poison(shape: tuple[int, ...], dtype: str) -> Array:
     if kind.kind == "f":
         return np.full(shape, np.nan, kind)
     return np.full(int(np.prod(shape)) * kind.itemsize, 0x5B, np.uint8).view(kind).reshape(shape)
+
+
+def check_sample(job: NetworkJob, number: int, sample: Mapping[str, Array]) -> None:
+    """Raise :class:`DataError` unless ``sample`` (the ``number``-th) fits the network."""
+    if set(sample) != set(job.inputs):
+        raise DataError(
+            f"input {number} of {job.name} has arrays {sorted(sample)}, not {sorted(job.inputs)}"
+        )
+    for name, like in job.inputs.items():
+        got = sample[name]
+        if got.shape != like.shape or got.dtype != like.dtype:
+            raise DataError(
+                f"input {number}, array {name!r} of {job.name}: {got.dtype}{got.shape},"
+                f" the network takes {like.dtype}{like.shape}"
+            )

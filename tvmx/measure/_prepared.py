@@ -64,7 +64,7 @@ class PreparedKernel(Prepared):
     def __init__(self, session: RemoteSession, spec: KernelSpec) -> None:
         super().__init__(session)
         self._spec = spec
-        with session.phase("upload"):
+        with session.phase("upload", session.upload_seconds(spec)):
             self._args = [session.tensor(ref) for ref in spec.inputs]
             self._out = session.poisoned(spec.out_shape, spec.out_dtype)
             path = session.upload(spec.library)
@@ -100,7 +100,7 @@ class PreparedNetwork(Prepared):
         self._spec = spec
         from tvm.runtime.vm import VirtualMachine
 
-        with session.phase("upload"):
+        with session.phase("upload", session.upload_seconds(spec)):
             self.inputs = [session.tensor(ref) for ref in spec.inputs]
             path = session.upload(spec.library)
         with session.phase("load"):

@@ -20,11 +20,21 @@ from tvmx.errors import DeviceError
 from tvmx.measure import _server_functions as server
 from tvmx.measure._jobs import Array, poison
 from tvmx.measure._measurement import Status
-from tvmx.measure._tasks import ArrayRef, ConnectedEvent, Event, Link, Phase, PhaseEvent
+from tvmx.measure._tasks import (
+    ArrayRef,
+    ConnectedEvent,
+    Event,
+    Link,
+    Phase,
+    PhaseEvent,
+    Spec,
+    upload_bytes,
+)
 from tvmx.measure._tracker import ServerTicket, TrackerConnection
 from tvmx.measure._verify import WrongOutputError
 
 _CACHE_BYTES = 256 << 20
+_FILE_BYTES = 64 << 10  # below, the wire is faster than a file
 _LOST = ("kShutdown", "Broken pipe", "Connection reset", "Channel closes", "previously closed")
 # Read where a plain TVM server runs: TVM's `download` opens any path, but not /proc.
 _IDENTITY_FILES = (
@@ -177,7 +187,7 @@ class RemoteSession:
             return self._tensors[ref.digest][0]
         array = np.load(ref.path, mmap_mode="r", allow_pickle=False)
         tensor = self.empty(array.shape, array.dtype.name)
-        if self._shared:
+        if self._by_file(array.nbytes):
             self._fill(ref.path, tensor, -1)
         else:
             tensor.copyfrom(np.ascontiguousarray(array))
@@ -192,10 +202,10 @@ class RemoteSession:
 
     def refill(self, tensor: Any, ref: ArrayRef, index: int) -> None:
         """Overwrite a device tensor by entry ``index`` of a stacked array."""
-        if self._shared:
+        stack = np.load(ref.path, mmap_mode="r", allow_pickle=False)
+        if self._by_file(stack[index].nbytes):
             self._fill(ref.path, tensor, index)
         else:
-            stack = np.load(ref.path, mmap_mode="r", allow_pickle=False)
             tensor.copyfrom(np.ascontiguousarray(stack[index]))
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
@@ -221,11 +231,18 @@ class RemoteSession:
 
     def fetch(self, tensor: Any) -> Array:
         """A device tensor's values."""
-        if not self._shared:
+        if not self._by_file(int(np.prod(tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize):
             return np.asarray(tensor.numpy())
         path = Path.cwd() / "fetched.npy"
         self._dump(str(path), tensor)
         return np.asarray(np.load(path, allow_pickle=False))
+
+    def _by_file(self, nbytes: int) -> bool:
+        return self._shared and nbytes >= _FILE_BYTES
+
+    def upload_seconds(self, spec: Spec) -> float:
+        """How long bringing this job over may take."""
+        return self._link.timeouts.transfer(0 if self._shared else upload_bytes(spec))
 
     def upload(self, library: str) -> str:
         """Bring a library over; returns the path to load it by."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmx.errors import DataError, MeasureError, UsageError
+from tvmx.errors import DeviceError, MeasureError, UsageError
 from tvmx.measure._address import DeviceAddress, Timeouts
 from tvmx.measure._base import OnResult, Runner
 from tvmx.measure._elf import library_problem
-from tvmx.measure._jobs import Array, Job, NetworkJob
+from tvmx.measure._jobs import Array, Job, NetworkJob, check_sample
 from tvmx.measure._measurement import DEVICE_FAULTS, Measurement, Status
 from tvmx.measure._session import Session
 from tvmx.measure._spool import Spool
@@ -142,7 +142,7 @@ class RpcRunner(Runner):
         if problem:
             raise MeasureError(f"{job.name}: {problem}")
         for number, sample in enumerate(inputs):
-            _check_sample(job, number, sample)
+            check_sample(job, number, sample)
         size = max(1, sum(a.nbytes for a in job.inputs.values()))
         step = max(1, _STACK_BYTES // size)
         outputs: list[tuple[Array, ...]] = []
@@ -188,7 +188,10 @@ class RpcRunner(Runner):
                 self._blocked_until = time.monotonic() + self.timeouts.session
             return event.status == "connect"
         port = session.connected.port if session.connected else None
-        server_died = self._recover(port, event.status)
+        try:
+            server_died = self._recover(port, event.status)
+        except DeviceError:
+            return False  # the next job finds no device and says so
         return server_died or event.status in DEVICE_FAULTS
 
     def _drain(self, session: Session, batch: _Batch) -> None:
@@ -326,17 +329,3 @@ class _Batch:
 
     def ordered(self) -> list[Measurement]:
         return [self._results[i] for i in range(len(self.jobs))]
-
-
-def _check_sample(job: NetworkJob, number: int, sample: Mapping[str, Array]) -> None:
-    if set(sample) != set(job.inputs):
-        raise DataError(
-            f"input {number} of {job.name} has arrays {sorted(sample)}, not {sorted(job.inputs)}"
-        )
-    for name, like in job.inputs.items():
-        got = sample[name]
-        if got.shape != like.shape or got.dtype != like.dtype:
-            raise DataError(
-                f"input {number}, array {name!r} of {job.name}: {got.dtype}{got.shape},"
-                f" the network takes {like.dtype}{like.shape}"
-            )

@@ -30,20 +30,25 @@ def exposure_warning(host: str) -> str | None:
     )
 
 
-def board_commands(key: str, tracker: str, port: int = 9090) -> list[str]:
+def board_commands(
+    key: str, tracker: str, port: int = 9090, host: str = "0.0.0.0"
+) -> list[str]:
     """The two commands that make a board a device. Only TVM is installed there.
 
-    ``tracker`` is HOST:PORT as the board sees it. The extra brings what TVM's server imports
-    (psutil, cloudpickle); the server listens on ``port`` or one of the nine after it.
+    ``tracker`` is HOST:PORT as the board sees it; the server listens on ``host``, at ``port`` or
+    one of the nine after it (127.0.0.1 where an SSH tunnel leads to the board).
+    ``python -m tvm.exec.rpc_server`` would do until the first kernel crashes: then its listener
+    ends and the process stays. Here the process ends, and the loop starts another.
     """
     address = DeviceAddress.parse(tracker, key)
-    serve = (
-        f"python3 -m tvm.exec.rpc_server --host 0.0.0.0 --port {port} --port-end {port + 10}"
-        f" --tracker {address.tracker} --key {key}"
+    program = (
+        "from tvm.rpc.server import PopenRPCServerState as S;"
+        f' S("{host}", {port}, {port + 10}, tracker_addr=("{address.host}", {address.port}),'
+        f' key="{key}").thread.join()'
     )
     return [
-        f"python3 -m pip install 'apache-tvm[rpc]=={TVM_VERSION}' apache-tvm-ffi=={FFI_VERSION}",
-        serve,
+        f"python3 -m pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSION}",
+        f"while sleep 1; do python3 -c '{program}'; done",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tvmx.measure._address import DeviceAddress, Timeouts
@@ -49,6 +50,11 @@ class NetworkSpec:
 
 
 Spec = KernelSpec | NetworkSpec
+
+
+def upload_bytes(spec: Spec) -> int:
+    """Bytes of a job that travel to the device."""
+    return Path(spec.library).stat().st_size + sum(ref.nbytes for ref in spec.inputs)
 
 
 @dataclass(frozen=True)

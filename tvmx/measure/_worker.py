@@ -32,8 +32,10 @@ from tvmx.measure._tasks import (
     Link,
     MeasureTask,
     RunTask,
+    Spec,
     Task,
     Timed,
+    upload_bytes,
 )
 from tvmx.measure._tracker import tracker_summary
 
@@ -92,9 +94,13 @@ class Worker:
         """Seconds the session must still last for the task."""
         timeouts = self._link.timeouts
         if isinstance(task, CompareTask):
-            jobs = len(task.specs)
-            return jobs * (timeouts.job + task.rounds * min(timeouts.run, _COMPARE_STEP_SECONDS))
-        return timeouts.job
+            steps = task.rounds * min(timeouts.run, _COMPARE_STEP_SECONDS)
+            return sum(self._job_seconds(spec) + steps for spec in task.specs)
+        return timeouts.job if isinstance(task, DescribeTask) else self._job_seconds(task.spec)
+
+    def _job_seconds(self, spec: Spec) -> float:
+        timeouts = self._link.timeouts
+        return timeouts.transfer(upload_bytes(spec)) + timeouts.load + timeouts.run
 
     def _connected(self, queue_seconds: float, seconds: float) -> RemoteSession:
         if self._session and (self._wanted_by_others() or not self._session.usable(seconds)):

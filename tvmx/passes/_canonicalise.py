@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tvmx.passes._dataflow import Dataflow, Rule, Walk
 from tvmx.passes._fold_affine import fold_input_scale, fold_scale, fold_shift, split_batch_norm
 from tvmx.passes._fold_constants import fold_constants, fold_remaining
@@ -48,10 +50,12 @@ def canonicalise(mod: Any) -> Any:
     Raises:
         ModelError: ``main`` is more than one dataflow block.
     """
-    flow = _settle(Dataflow.from_module(mod).without_dead(), _SIMPLIFY)
-    flow = fold_remaining(flow)
-    flow = _settle(flow, (*_SIMPLIFY, *_FOLD))
-    flow = Walk(flow, (CommonSubexpressions(),)).run()
+    # Infinities and NaNs in the weights are the model's own; folding keeps them as they are.
+    with np.errstate(all="ignore"):
+        flow = _settle(Dataflow.from_module(mod).without_dead(), _SIMPLIFY)
+        flow = fold_remaining(flow)
+        flow = _settle(flow, (*_SIMPLIFY, *_FOLD))
+        flow = Walk(flow, (CommonSubexpressions(),)).run()
     return flow.to_module()
 
 

@@ -41,12 +41,13 @@ def fold_constants(walk: Walk, value: Any, name: str) -> Any:
         return relax.ShapeExpr(shape_of(value.args[0]))
     if not op or not isinstance(value.ty, relax.TensorType):
         return None
-    if isinstance(value.args[0] if value.args else None, relax.Tuple):
-        parts = [array_of(field) for field in value.args[0].fields]
+    args = list(value.args)
+    if args and isinstance(args[0], relax.Tuple):
+        parts = [array_of(field) for field in args[0].fields]
         if op != "relax.concat" or any(part is None for part in parts):
             return None
         return const(np.concatenate([p for p in parts if p is not None], int(value.attrs.axis)))
-    if not all(isinstance(a, tvm.ir.GenericConst | relax.ShapeExpr) for a in value.args):
+    if not all(isinstance(a, tvm.ir.GenericConst | relax.ShapeExpr) for a in args):
         return None
     result = _evaluate(op, value)
     return None if result is None else const(result.astype(dtype_of(value), copy=False))
@@ -84,7 +85,7 @@ def fold_remaining(flow: Dataflow) -> Dataflow:
 
 
 def _constant_call(value: Any) -> bool:
-    args = getattr(value, "args", None)
-    return bool(args) and isinstance(value.ty, relax.TensorType) and all(
-        isinstance(arg, tvm.ir.GenericConst) for arg in args
-    )
+    args = list(getattr(value, "args", ()))
+    if not args or not isinstance(value.ty, relax.TensorType):
+        return False
+    return all(isinstance(arg, tvm.ir.GenericConst) for arg in args)

@@ -300,6 +300,6 @@ def _layer(
         name=name,
         op="depthwise_conv2d" if depthwise else workload.op,
         workload=workload,
-        fused=tuple(s.name for s in named[1:]),
+        fused=tuple(dict.fromkeys(s.name for s in named[1:] if s != named[0])),
         parameters=int(group.weight.size) + int(bias),
     )

@@ -87,7 +87,9 @@ def emit_blocked(bb: Any, call: Any, operands: dict[Any, Any], layout: str) -> A
     if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
         return relax.op.mean(operands[call.args[0]], axis=[2, 3], keepdims=True)
     rank4 = next(_shape(a) for a in call.args if not _is_const(a) and len(_shape(a)) == 4)
-    args = [_blocked_const(a, rank4, layout) if _is_const(a) else operands.get(a, a) for a in call.args]
+    args = [
+        _blocked_const(a, rank4, layout) if _is_const(a) else operands.get(a, a) for a in call.args
+    ]
     return relax.Call(call.op, args, call.attrs)
 
 

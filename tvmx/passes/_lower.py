@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tvmx._tvm import relax, te, tirx, tvm
 from tvmx.errors import BuildError, TemplateError
 from tvmx.ir import (
@@ -116,7 +114,9 @@ class _Lowering:
         choice = self.plan.choice(step.layer.name) if isinstance(step, LayerStep) else None
         placement = self.walk.step(node, choice.implementation if choice else None)
         self._convert(placement.conversions)
-        operands = [self.env[v, layout] for v, layout in zip(node.inputs, placement.reads, strict=True)]
+        operands = [
+            self.env[v, layout] for v, layout in zip(node.inputs, placement.reads, strict=True)
+        ]
         if isinstance(step, LayerStep) and choice is not None:
             value = self._layer(step, choice, operands)
         else:
@@ -166,7 +166,9 @@ class _Lowering:
             self.kernels[key] = (kernel, self.bb.add_func(func, impl.template))
         return self.kernels[key]
 
-    def _other(self, node: Any, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]) -> Any:
+    def _other(
+        self, node: Any, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
+    ) -> Any:
         originals = [self.network.values[v] for v in node.inputs]
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
@@ -207,7 +209,13 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
 def finish_relax(mod: Any, target: Target) -> Any:
     """Legalise, fuse and schedule what is left of high-level Relax."""
     t = relax.transform
-    passes = [t.LegalizeOps(), t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR(), t.DeadCodeElimination()]
+    passes = [
+        t.LegalizeOps(),
+        t.AnnotateTIROpPattern(),
+        t.FuseOps(),
+        t.FuseTIR(),
+        t.DeadCodeElimination(),
+    ]
     return schedule_rest(tvm.transform.Sequential(passes)(mod), target)
 
 

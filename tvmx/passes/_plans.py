@@ -21,7 +21,9 @@ def versions() -> dict[str, str]:
     return {"tvmx": __version__, "tvm": VERSION}
 
 
-def choose(entry: TemplateEntry, layer: Layer, target: Target, config: Config | None = None) -> LayerChoice:
+def choose(
+    entry: TemplateEntry, layer: Layer, target: Target, config: Config | None = None
+) -> LayerChoice:
     """A layer's choice of one template, at ``config`` or the template's default."""
     knobs = config if config is not None else entry.template.space(layer.workload, target).default
     return LayerChoice(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from tvm_ffi import structural_equal
 
 from tvmx._tvm import relax, tvm
 from tvmx.passes._dataflow import Walk, array_of, const, dtype_of, op_name, shape_of
@@ -198,7 +199,7 @@ class CommonSubexpressions:
             return None
         key = (value.op, *map(_key, value.args))
         for call, var in self._seen.setdefault(key, []):
-            if tvm.ir.structural_equal(call.attrs, value.attrs):
+            if structural_equal(call.attrs, value.attrs):
                 return var
         var = walk.emit(value, name)
         self._seen[key].append((value, var))

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from tvmx.errors import UsageError
 from tvmx.ir._cost_table import CostTable
-from tvmx.search._border import BorderWalk, ChainBorderWalk, ResumableWalk
+from tvmx.search._border import BorderWalk, ChainBorderWalk
+from tvmx.search._memo import TableBorder
 from tvmx.search._objective import TIE_BREAK, check_objective
 from tvmx.search._observation import (
     DECIDED,
@@ -74,7 +75,8 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     ``info`` has ``layer`` (index), ``action_mask`` (int8), ``baseline`` (the baseline's
     action, -1 at the end), ``previous`` (slot of the previous layer, -1 at the start) and
     ``state`` (hashable; what tabular agents key on: the layer with the layouts of the
-    tensors still to be read if the walk is resumable, else with ``previous``). After the
+    tensors still to be read, as a number that only this environment object knows, if the
+    walk is resumable, else with ``previous``). After the
     last step it also has ``assignment``, ``latency_us``, ``weights_bytes`` and, with
     objective ``arena``, ``arena_bytes``.
 
@@ -107,8 +109,8 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         if self.objective == "arena" and arena_bytes is None:
             raise UsageError("objective 'arena' needs arena_bytes, a function of the assignment")
         self._arena_bytes = arena_bytes
-        self._walk = walk if walk is not None else ChainBorderWalk.from_table(table)
-        self._resumable = self._walk if isinstance(self._walk, ResumableWalk) else None
+        walk = walk if walk is not None else ChainBorderWalk.from_table(table)
+        self._border = TableBorder(walk, [costs.implementations for costs in table.layers])
         self._prepare_slots(slots)
         self._prepare_baseline()
         width = max(len(costs.implementations) for costs in table.layers)
@@ -135,7 +137,6 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         """Back to the first layer. The environment draws no random numbers itself."""
         super().reset(seed=seed)
         self._start()
-        self._walk.reset()
         return self._observe()
 
     def step(self, action: SupportsIndex) -> Step:
@@ -145,13 +146,11 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         latency = latencies[index] if 0 <= index < len(latencies) else None
         if latency is None:
             raise self._refusal(index)
-        us = latency + self._walk.place(layer, self._implementations[layer][index])
+        us = latency + self._border.place(layer, index)
         self._layer = layer + 1
         self._assignment.append(index)
         self._previous = self._slot[layer][index]
         last = self._layer == self._count
-        if last:
-            us += self._walk.finish()
         self._us += us
         reward = (self._expected[layer] - us) / self._total
         if self.objective != "latency":
@@ -166,6 +165,7 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         self._us = 0.0
         self._previous = -1
         self._assignment = []
+        self._border.reset()
 
     def _observe(self) -> tuple[Vector, dict[str, Any]]:
         layer, previous = self._layer, self._previous
@@ -177,13 +177,13 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         else:
             row[RELATIVE] = 0.5
         row[len(FEATURES) + 1 + previous] = 1.0
-        past = previous if self._resumable is None else self._resumable.state()
+        past = self._border.state
         return row, {
             "layer": layer,
             "action_mask": self._masks[layer].copy(),
             "baseline": self._baseline[layer],
             "previous": previous,
-            "state": (layer, past),
+            "state": (layer, previous if past is None else past),
         }
 
     def _bytes_reward(self, layer: int, index: int, last: bool) -> float:
@@ -229,17 +229,15 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     def _prepare_baseline(self) -> None:
         layers = self.table.layers
         self._count = len(layers)
-        self._implementations = [costs.implementations for costs in layers]
         # The empty row at the end makes a step after the last one look like a masked action.
         self._latency = [*(costs.latency_us for costs in layers), ()]
         self._weights = [costs.weights_bytes for costs in layers]
         self._baseline = [*self.table.baseline, -1]
-        self._walk.reset()
+        self._border.reset()
         self._expected: list[float] = []
         for i, costs in enumerate(layers):
-            us = self.table.layers[i].latency_us[costs.baseline] or 0.0
-            self._expected.append(us + self._walk.place(i, costs.implementations[costs.baseline]))
-        self._expected[-1] += self._walk.finish()
+            us = costs.latency_us[costs.baseline] or 0.0
+            self._expected.append(us + self._border.place(i, costs.baseline))
         self._total = sum(self._expected)
         self._decided = [sum(self._expected[:i]) for i in range(self._count + 1)]
         self._base_weights = self.table.weights_bytes(self.table.baseline)

@@ -24,7 +24,8 @@ class QLearningParameters:
     ``explore`` is the share of episodes with epsilon 1; then epsilon falls by
     ``epsilon_step`` down to 0 in equal phases over the remaining episodes, the last phase
     being pure exploitation. ``replay_size`` episodes are remembered; after each episode it
-    and ``replay_batch`` of them, drawn at random, are learnt backwards.
+    and ``replay_batch`` of them, drawn at random, are learnt backwards. Exploring draws among
+    the actions not yet tried in a state, and among all once each has been.
 
     ``learning_rate`` 1 suits table mode, where the same action in the same state always has
     the same outcome; take less where rewards are measured. ``discount`` is 1: an episode is
@@ -33,7 +34,7 @@ class QLearningParameters:
 
     learning_rate: float = 1.0
     discount: float = 1.0
-    explore: float = 0.2
+    explore: float = 0.35
     epsilon_step: float = 0.1
     replay_size: int = 128
     replay_batch: int = 8
@@ -90,6 +91,8 @@ class QLearning(Agent):
             actions = legal(info)
             known = self._q.get(state)
             if known is None or draw() < epsilon:
+                if known is not None and len(known) < len(actions):
+                    actions = tuple(a for a in actions if a not in known)
                 action = actions[int(draw() * len(actions))]
             else:
                 action = max(known, key=known.__getitem__)

@@ -32,8 +32,9 @@ class RunSettings(BaseModel):
     them are for people. ``target_digest`` is the digest of the target's content.
     ``max_accuracy_drop`` is in percentage points. ``schedules`` maps the names of templates
     of the user's to their fingerprints, ``schedule_paths`` says where they were loaded from;
-    ``shapes`` are the input shapes given (part of the model digest). ``budget_s`` and ``trials`` bound the search and may
-    change when a run is resumed, as may the paths; everything else must be equal.
+    ``shapes`` are the input shapes given (part of the model digest). ``budget_s`` and
+    ``trials`` bound the search and may change when a run is resumed, as may the paths;
+    everything else must be equal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -47,6 +47,9 @@ class ScheduleTemplate(ABC):
     op: ClassVar[str]
     precision: ClassVar[Precision] = "f32"
     priority: ClassVar[int] = 100
+    examples: ClassVar[tuple[Conv2dWorkload | DenseWorkload, ...]] = ()
+    """Workloads that conformance checks add to their own: for a template so specialised that
+    it supports none of theirs. The first one is also timed."""
 
     @abstractmethod
     def supports(self, workload: Any, target: Target) -> str | None:

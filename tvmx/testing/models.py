@@ -1,4 +1,4 @@
-"""Networks for tests and benchmarks: the onnx package's light models made meaningful, and small ones.
+"""Networks for tests and benchmarks: the onnx package's light models, and small ones.
 
 As shipped, every weight of a light model has one value and every output is 0.001: comparing
 results would prove nothing. :func:`light_model` puts random weights in.
@@ -98,7 +98,9 @@ class _Weights:
         from onnx import TensorProto, numpy_helper
 
         self.rng = rng
-        self.arrays: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        self.arrays: dict[str, Array] = {
+            i.name: numpy_helper.to_array(i) for i in graph.initializer
+        }
         self.shapes: dict[str, tuple[int, ...]] = {
             i.name: tuple(i.dims) for i in graph.initializer if i.data_type == TensorProto.FLOAT
         }
@@ -283,7 +285,7 @@ def residual_model(
         "stem_w": _normal(rng, c, 3, 3, 3), "a_w": _normal(rng, c, c, 3, 3),
         "b_w": _normal(rng, c, c, 3, 3), "b_b": _normal(rng, c), "d_w": _normal(rng, c, 1, 3, 3),
         "fc_w": _normal(rng, classes, c), "fc_b": _normal(rng, classes),
-        "low": np.float32(0), "high": np.float32(6),
+        "low": np.array(0, np.float32), "high": np.array(6, np.float32),
     }  # fmt: skip
     pads = [1, 1, 1, 1]
     nodes = [
@@ -308,8 +310,11 @@ def residual_model(
 
 
 def multi_io_model(seed: int = 0) -> onnx.ModelProto:
-    """Two inputs, three outputs: ``left`` (1,4,8,8) and ``right`` (1,4,8,8) through a
-    convolution each to ``sum`` and ``cat``; ``left`` also to ``mean`` (1,4)."""
+    """Two inputs and three outputs, float32.
+
+    ``left`` and ``right`` (1, 4, 8, 8) go through a convolution each to ``sum`` (1, 6, 8, 8)
+    and ``cat`` (1, 12, 8, 8); ``left`` also to ``mean`` (1, 4).
+    """
     from onnx import helper
 
     make, rng = helper.make_node, np.random.default_rng(seed)
@@ -346,7 +351,7 @@ def _batch_norm(
 
 
 def onnx_reference(model: onnx.ModelProto | Path, inputs: Mapping[str, Array]) -> list[Array]:
-    """Outputs of ONNX Runtime on the CPU, one thread.
+    """Outputs of ONNX Runtime on the CPU, one thread, graph optimisations off.
 
     Raises:
         UsageError: onnxruntime is not installed.
@@ -360,7 +365,7 @@ def onnx_reference(model: onnx.ModelProto | Path, inputs: Mapping[str, Array]) -
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return [np.asarray(out) for out in session.run(None, dict(inputs))]

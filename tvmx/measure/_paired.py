@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 CONFIDENCE = 0.95
 
@@ -52,12 +51,12 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} rounds cannot be paired")
-    ratios = np.sort(np.asarray(first, np.float64) / np.asarray(second, np.float64))
+    ratios = sorted(a / b for a, b in zip(first, second, strict=True))
     rank = interval_rank(len(ratios))
-    ratio = float(np.median(ratios))
+    ratio = statistics.median(ratios)
     if rank is None:
         return Paired(ratio, None, None, len(ratios), "tie")
-    low, high = float(ratios[rank]), float(ratios[-1 - rank])
+    low, high = ratios[rank], ratios[-1 - rank]
     verdict: Literal["faster", "slower", "tie"] = (
         "faster" if high < 1 else "slower" if low > 1 else "tie"
     )

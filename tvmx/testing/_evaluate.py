@@ -1,0 +1,138 @@
+"""Build a template's kernel for this machine, run it in this process, compare and time it."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmx.errors import TemplateError, UsageError
+from tvmx.ir import Config, Conv2dWorkload, DenseWorkload, physical_shape, to_logical, to_physical
+from tvmx.targets import Target
+from tvmx.templates import Kernel, Operands, ScheduleTemplate, make_operands
+
+AnyWorkload = Conv2dWorkload | DenseWorkload
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors against PyTorch. ``relative`` is ``absolute`` over the range of the expected output.
+
+    ``gflops`` is None unless timing was asked for; 1 thread, the fastest of the repeats.
+    """
+
+    absolute: float
+    relative: float
+    gflops: float | None = None
+
+
+def evaluate_template(
+    template: ScheduleTemplate,
+    workload: AnyWorkload,
+    target: Target,
+    config: Config | None = None,
+    *,
+    timed: bool = False,
+) -> Evaluation:
+    """Build ``config`` (the default when None), run it on random operands, compare, time it.
+
+    Raises:
+        UsageError: ``target`` is not this machine's architecture.
+        TemplateError: a kernel argument or the output breaks the contract: wrong shape or
+            dtype, or values that are not finite.
+    """
+    if target.arch != platform.machine():
+        raise UsageError(f"target {target.name!r} cannot run on this {platform.machine()} machine")
+    kernel = template.build(workload, config or template.space(workload, target).default, target)
+    operands = make_operands(workload)
+    arrays = kernel_arrays(template, kernel, workload, target, operands)
+    run = _Loaded(kernel.func, target, arrays)
+    run()
+    layout = template.layouts(workload, target)[1]
+    got = run.output()
+    if not np.isfinite(got).all():
+        raise TemplateError(f"{template.name}: {workload.describe()}: output is not finite everywhere")
+    error = np.abs(to_logical(got, layout, workload.out_shape[1]) - operands.expected).max()
+    span = float(np.ptp(operands.expected)) or 1.0
+    gflops = 2 * workload.macs / run.seconds() / 1e9 if timed else None
+    return Evaluation(absolute=float(error), relative=float(error) / span, gflops=gflops)
+
+
+def kernel_arrays(
+    template: ScheduleTemplate,
+    kernel: Kernel,
+    workload: AnyWorkload,
+    target: Target,
+    operands: Operands,
+) -> list[npt.NDArray[np.float32]]:
+    """The kernel's arguments in order, the output last and filled with NaN.
+
+    Raises :class:`TemplateError` when they do not fit the function's parameters.
+    """
+    data_layout, layout = template.layouts(workload, target)
+    arrays = [to_physical(operands.data, data_layout), kernel.pack_weight(operands.weight)]
+    if operands.bias is not None:
+        arrays.append(kernel.pack_bias(operands.bias))
+    if operands.residual is not None:
+        arrays.append(to_physical(operands.residual, layout))
+    arrays.append(np.full(physical_shape(workload.out_shape, layout), np.nan, np.float32))
+    wanted = [(tuple(int(n) for n in p.shape), str(p.dtype)) for p in kernel.func.params]
+    given = [(a.shape, str(a.dtype)) for a in arrays]
+    if wanted != given:
+        raise TemplateError(
+            f"{template.name}: {workload.describe()}: the function takes {wanted}, "
+            f"the contract gives it {given} (data, weight, bias, residual, output)"
+        )
+    return [np.ascontiguousarray(a, dtype=np.float32) for a in arrays]
+
+
+class _Loaded:
+    """A compiled function with its arguments on the device. No linker is involved."""
+
+    def __init__(self, func: Any, target: Target, arrays: list[npt.NDArray[np.float32]]) -> None:
+        from tvmx import _tvm
+
+        module = _tvm.tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
+        self._module = _tvm.build_module(module, target)
+        self._arguments = [_tvm.tvm.runtime.tensor(a) for a in arrays]
+
+    def __call__(self) -> None:
+        self._module["kernel"](*self._arguments)
+
+    def output(self) -> npt.NDArray[np.float32]:
+        result: npt.NDArray[np.float32] = self._arguments[-1].numpy()
+        return result
+
+    def seconds(self) -> float:
+        """Fastest of twenty repeats of about 2 ms, 1 thread."""
+        from tvmx import _tvm
+
+        _tvm.tvm.get_global_func("runtime.config_threadpool")(1, 1)
+        device = _tvm.tvm.cpu(0)
+        once = self._module.time_evaluator("kernel", device, number=1, repeat=3)(*self._arguments)
+        number = max(1, int(0.002 / max(min(once.results), 1e-9)))
+        timer = self._module.time_evaluator("kernel", device, number=number, repeat=20)
+        return float(min(timer(*self._arguments).results))
+
+
+@functools.lru_cache(maxsize=8)
+def measured_peak_gflops(target: Target) -> float:
+    """Multiply-add peak of one core of this machine in GFLOP/s, by a kernel of nothing else.
+
+    Raises :class:`UsageError` when ``target`` is not this machine's architecture.
+    """
+    if target.arch != platform.machine():
+        raise UsageError(f"target {target.name!r} cannot run on this {platform.machine()} machine")
+    from tvmx.testing._peak import STEPS, peak_kernel
+
+    chains, lanes = target.vector_registers // 2, target.lanes("float32")
+    half = np.full(lanes, 0.5, np.float32)
+    run = _Loaded(
+        peak_kernel(chains, lanes), target, [half, half, np.zeros((chains, lanes), np.float32)]
+    )
+    run()
+    return 2 * STEPS * chains * lanes / run.seconds() / 1e9
