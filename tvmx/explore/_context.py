@@ -86,8 +86,10 @@ class Context:
             if workload.digest in seen:
                 continue
             seen.add(workload.digest)
-            for entry in self.registry.legal(workload, self.target):
-                tasks.append(Task(workload, entry, entry.implementation(workload, self.target)))
+            tasks += [
+                Task(workload, entry, entry.implementation(workload, self.target))
+                for entry in self.registry.legal(workload, self.target)
+            ]
         return tasks
 
     def layouts(self) -> list[str]:

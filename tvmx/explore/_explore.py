@@ -180,7 +180,7 @@ class _Exploration:
                 "trials": tuning.trials,
                 "best_us": best,
                 "baseline_us": baseline,
-            }  # fmt: skip
+            }
         )
 
     def _search(

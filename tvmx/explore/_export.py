@@ -38,7 +38,8 @@ def build_bundle(
         if chosen.target != context.target.name:
             raise UsageError(
                 f"{plan} was made for target {chosen.target!r}, not {context.target.name!r}",
-                hint=f"--target {chosen.target}, or `tvmx export RUN --target {context.target.name}`",
+                hint=f"--target {chosen.target}, "
+                f"or `tvmx export RUN --target {context.target.name}`",
             )
     progress.stage("reference")
     reference, inputs = Reference(context.model), golden_inputs(context.model, seed)
@@ -74,7 +75,7 @@ def export_run(
     candidate = _pick(result, pick)
     settings = folder.settings
     progress.stage("import")
-    paths = [Path(p) for p in settings.schedule_paths] + [p for p in schedules]
+    paths = [Path(p) for p in settings.schedule_paths] + list(schedules)
     context = Context.open(
         Path(settings.model_path), dict(settings.shapes), target or settings.target,
         list(dict.fromkeys(p.resolve() for p in paths)),

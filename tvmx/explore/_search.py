@@ -42,7 +42,10 @@ def search(
     context: Context, table: TunedTable, costs: Mapping[ConversionKey, float],
     objective: Objective, seed: int,
 ) -> Found:  # fmt: skip
-    """Train the agent on the table; the exact optimum and the tuned baseline are always among the results."""
+    """Train the agent on the table.
+
+    The exact optimum (for latency) and the tuned baseline are always among the results.
+    """
     graph = context.network.graph
     covered = [layer.index for layer in table.layers]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,7 +44,7 @@ class Config(Mapping[str, KnobValue]):
         return "Config(" + ", ".join(f"{k}={v!r}" for k, v in self._items) + ")"
 
     def int(self, name: str) -> int:
-        """The knob as an integer; raises :class:`IllegalConfigError` when it is missing or not one."""
+        """The knob as an integer. Raises :class:`IllegalConfigError` when it is none."""
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise IllegalConfigError(f"knob {name!r} must be an integer, got {value!r} in {self!r}")
@@ -112,5 +111,5 @@ class Space:
         if config not in self:
             raise IllegalConfigError(
                 f"{config!r} is not in the space of template {template!r} "
-                f"({math.prod(len(v) for v in self.knobs.values())} points over {', '.join(self.knobs)})"
+                f"({len(self)} points over {', '.join(self.knobs)})"
             )

@@ -1,4 +1,4 @@
-"""Data layouts of activations: ``NCHW``, ``NCHW<v>c`` (channels in blocks of v), ``NC`` for matrices.
+"""Data layouts of activations: ``NCHW``, ``NCHW<v>c`` (blocks of v channels), ``NC`` (matrices).
 
 A blocked tensor has shape ``(N, ceil(C / v), H, W, v)``. When C is no multiple of v the last
 block is padded: its lanes hold finite values that no consumer may let reach a result.

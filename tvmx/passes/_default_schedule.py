@@ -56,7 +56,7 @@ def _is_reduction(sch: Any, block: Any) -> bool:
 
 
 def _guards_scalar_reduction(sch: Any, block: Any, lanes: int) -> bool:
-    """A padded copy read by a reduction without whole vectors: its tests cost more than the copy."""
+    """A padded copy read by a reduction without whole vectors: cheaper than its tests."""
     if "T.if_then_else" not in str(sch.get(block).body):
         return False
     for consumer in sch.get_consumers(block):

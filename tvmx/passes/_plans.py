@@ -60,12 +60,10 @@ def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Targ
         old = plan.choice(layer.name)
         legal = registry.legal(layer.workload, target)
         same = [e for e in legal if old and e.name == old.implementation.template]
-        entry = (same or legal or [None])[0]
-        if entry is not None:
-            choices.append(choose(entry, layer, target))
+        choices += [choose(entry, layer, target) for entry in (same or legal)[:1]]
     return Plan(
         model=plan.model, target=target.name, choices=tuple(choices), seed=plan.seed,
-        versions=versions(), note=f"carried over from {plan.target}, template defaults of {target.name}",
+        versions=versions(), note=f"carried over from {plan.target}, defaults of {target.name}",
     )  # fmt: skip
 
 
@@ -73,7 +71,8 @@ def check_replay(plan: Plan, network: Network, registry: Registry) -> None:
     """Raise :class:`BuildError` where replaying ``plan`` would not rebuild the same library."""
     if plan.model != network.model.digest:
         raise BuildError(
-            f"the plan was made for model {plan.model}, {network.model.path} is {network.model.digest}",
+            f"the plan was made for model {plan.model}, "
+            f"{network.model.path} is {network.model.digest}",
             hint="replay it on its own model file, with the same --shape",
         )
     for choice in plan.choices:
