@@ -12,8 +12,10 @@ In loops, for one image (v lanes are one vector register)::
                 unrolled for oc_tile, ow_tile: acc += x (broadcast) * w (vector)
             unrolled: out = clip(acc + bias + residual)      # guarded at ragged borders
 
-order = "row" puts the spatial block outside and oc inside the task, and pads the image per
-task. A 1x1 stride-1 convolution sees the image as one row of H*W pixels.
+order = "row" puts the spatial block outside and oc inside the task; the padded copy of the
+image is then made per task (pad = "task") or, as for order = "oc", once (pad = "root"). A
+1x1 stride-1 convolution without padding sees the image as one row of H*W pixels. ``chunk``
+is the number of rows (of pixel tiles, there) in a spatial block.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ MAX_OC_TILE = 6
 CHUNKS = (1, 2, 4, 8)
 COPY_CYCLES = 4
 """Modelled cycles to copy one vector into a padded image."""
+TASK_CYCLES = 10_000
+"""Shorter tasks spend too much of their time on working out where they are."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +148,15 @@ class Conv2dDirect(ScheduleTemplate):
 
 def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[tuple[int, int]]:
     """Register tiles that do not spill, best first by the analytical model: four per oc_tile."""
-    depth = (w.in_channels // g.groups) * w.kernel[0] * w.kernel[1]
     oc_tiles = [d for d in divisors(g.group_out_blocks) if d <= MAX_OC_TILE]
     if g.groups == 1:
         oc_tiles = list(range(1, min(g.out_blocks, MAX_OC_TILE) + 1))
 
     def cycles(tile: tuple[int, int]) -> float:
-        tiles = ceil_div(g.out_blocks, tile[0]) * ceil_div(g.out_width, tile[1])
+        tiles = _oc_tiles(g, tile[0]) * ceil_div(g.out_width, tile[1])
         ragged = _copies_input(w, g, tile[1]) and not any(w.padding)
         copy = COPY_CYCLES * g.in_blocks * g.height * g.width if ragged else 0
-        return tiles * tile_cycles(target, *tile, depth) + copy
+        return tiles * tile_cycles(target, *tile, _depth(w)) + copy
 
     best: list[tuple[int, int]] = []
     for oc_tile in oc_tiles:
@@ -164,6 +167,15 @@ def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[tuple[
         ]
         best += sorted(fitting, key=lambda t: (cycles(t), t))[:4]
     return sorted(best, key=lambda t: (cycles(t), t))
+
+
+def _depth(w: Conv2dWorkload) -> int:
+    """Steps of the reduction behind one output element."""
+    return w.weight_shape[1] * w.kernel[0] * w.kernel[1]
+
+
+def _oc_tiles(g: Geometry, oc_tile: int) -> int:
+    return ceil_div(g.out_blocks, oc_tile)
 
 
 def _units(g: Geometry, ow_tile: int) -> int:
@@ -180,18 +192,21 @@ def _default(
     weights = 4 * math.prod(w.weight_shape)
     units = _units(g, ow_tile)
     by_row = data + weights * (1 if weights <= l2 // 2 else units)
-    by_oc = weights + data * (1 if data <= l2 // 2 else ceil_div(g.out_blocks, oc_tile))
+    by_oc = weights + data * (1 if data <= l2 // 2 else _oc_tiles(g, oc_tile))
     order, pad, chunk = "oc", "root", 1
-    one_pass = oc_tile >= g.out_blocks
-    if not one_pass and by_row <= by_oc and w.batch * units >= 4 * target.cores:
+    if _oc_tiles(g, oc_tile) > 1 and by_row <= by_oc and w.batch * units >= 4 * target.cores:
         order = "row"
-    slabs = w.batch * (1 if order == "row" else ceil_div(g.out_blocks, oc_tile))
+    slabs = w.batch * (1 if order == "row" else _oc_tiles(g, oc_tile))
     chunks = [c for c in CHUNKS if units % c == 0 and slabs * units // c >= 4 * target.cores]
     if order == "row" and data > l2 and _copies_input(w, g, ow_tile):
         pad, chunk = "task", max(chunks)
-    elif g.flat:  # few steps of reduction: fewer, longer tasks
+    elif g.flat:  # the weights of one oc tile serve all pixel tiles of a task from L1
         pixels = 4 * w.in_channels * ow_tile
         chunk = max((c for c in chunks if c * pixels <= l2 // 4), default=1)
+    else:
+        tiles = ceil_div(g.out_width, ow_tile) * (_oc_tiles(g, oc_tile) if order == "row" else 1)
+        unit = tiles * tile_cycles(target, oc_tile, ow_tile, _depth(w))
+        chunk = min((c for c in chunks if c * unit >= TASK_CYCLES), default=max(chunks, default=1))
     return {"oc_tile": oc_tile, "ow_tile": ow_tile, "order": order, "chunk": chunk, "pad": pad}
 
 
@@ -222,13 +237,14 @@ def _compute(w: Conv2dWorkload, g: Geometry, out_blocks: int, ow_tile: int) -> A
             ),
             name="pad",
         )
-    group_in = g.in_blocks // g.groups
-    weight = te.placeholder((out_blocks, group_in, kh, kw, 1 if g.plain else g.v, g.v), name="weight")
+    group_in, block_in = g.in_blocks // g.groups, 1 if g.plain else g.v
+    weight = te.placeholder((out_blocks, group_in, kh, kw, block_in, g.v), name="weight")
     bias = te.placeholder((out_blocks, g.v), name="bias")
     shape = (w.batch, g.out_blocks, g.out_height, g.out_width, g.v)
     residual = te.placeholder(shape, name="residual")
-    rc, ry, rx = (te.reduce_axis((0, e), n) for e, n in ((group_in, "rc"), (kh, "ry"), (kw, "rx")))
-    ri = te.reduce_axis((0, 1 if g.plain else g.v), "ri")
+    rc, ry = te.reduce_axis((0, group_in), "rc"), te.reduce_axis((0, kh), "ry")
+    rx = te.reduce_axis((0, kw), "rx")
+    ri = te.reduce_axis((0, block_in), "ri")
 
     def product(n: Any, c: Any, y: Any, x: Any, i: Any) -> Any:
         block = rc if g.groups == 1 else tirx.floordiv(c, g.group_out_blocks) * group_in + rc

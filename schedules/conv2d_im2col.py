@@ -174,7 +174,9 @@ def _compute(w: Conv2dWorkload, pixels: Pixels, oc_tile: int) -> Any:
     image = _padded_image(w, pixels, data)
 
     def pixel(n: Any, channel: Any, tap: Any, y: Any, x: Any) -> Any:
-        oy, ox = (tirx.floordiv(x, w.out_width), tirx.floormod(x, w.out_width)) if pixels.flat else (y, x)
+        oy, ox = y, x
+        if pixels.flat:
+            oy, ox = tirx.floordiv(x, w.out_width), tirx.floormod(x, w.out_width)
         ry, rx = tirx.floordiv(tap, kw), tirx.floormod(tap, kw)
         return image[n, channel, oy * sh + ry * dh, ox * sw + rx * dw]
 

@@ -29,7 +29,6 @@ from tvmx.templates import (
     fits_registers,
     kernel_arguments,
     pack_matrix,
-    pack_vector,
     tile_cycles,
 )
 
@@ -80,7 +79,8 @@ class DensePacked(ScheduleTemplate):
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
         v = target.lanes("float32")
-        blocks = ceil_div(ceil_div(workload.out_features, v), config.int("n_tile")) * config.int("n_tile")
+        n_tile = config.int("n_tile")
+        blocks = ceil_div(workload.out_features, v * n_tile) * n_tile
         func = _schedule(_compute(workload, v, blocks, config), workload, v, config)
         return Kernel(
             func=func.with_attr("tirx.is_scheduled", True),
@@ -127,7 +127,9 @@ def _compute(w: DenseWorkload, v: int, blocks: int, config: Config) -> Any:
     ks = te.reduce_axis((0, split), "ks")
     part = te.compute(
         (rows, blocks, split, v),
-        lambda m, n, s, i: te.sum(source[m, ko * split + s] * weight[n, ko * split + s, i], axis=ko),
+        lambda m, n, s, i: te.sum(
+            source[m, ko * split + s] * weight[n, ko * split + s, i], axis=ko
+        ),
         name="part",
     )
     total = te.compute(

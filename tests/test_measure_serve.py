@@ -54,7 +54,9 @@ def test_a_board_survives_a_crashing_kernel(tmp_path: Path) -> None:
     """The command for boards, as printed, in a shell that has nothing of tvmx."""
     build_c(tmp_path, ("crash", "idle"))
     x = np.zeros(3, np.float32)
-    crash, idle = (KernelJob(tmp_path / f"{n}.so", "k", (x,), (1,), "int32") for n in ("crash", "idle"))
+    crash, idle = (
+        KernelJob(tmp_path / f"{name}.so", "k", (x,), (1,), "int32") for name in ("crash", "idle")
+    )
     tracker = GuardedProcess("tvmx.measure._child", ["tracker"])
     board = None
     try:

@@ -7,10 +7,20 @@ module imports TVM (about 3 s), so nothing on the command line's start-up path m
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-import tvm
-from tvm import relax, s_tir, te, tirx, topi
+# tvm_ffi imports torch where it is installed, for tensor exchange tvmx does not use: over 2 s
+# and 200 MB. A None in sys.modules makes that import fail; it is taken out again below.
+_HIDE_TORCH = "torch" not in sys.modules
+if _HIDE_TORCH:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+try:
+    import tvm
+    from tvm import relax, s_tir, te, tirx, topi
+finally:
+    if _HIDE_TORCH:
+        del sys.modules["torch"]
 
 if TYPE_CHECKING:
     from tvmx.targets import Target

@@ -55,9 +55,12 @@ def split(parent: int, scratch: str | None = None) -> None:
 
 
 def _watch(worker: int, parent: int, scratch: str | None) -> None:
+    watched = [0]
+    with contextlib.suppress(OSError):  # old kernels and sandboxes: polling will do
+        watched.append(os.pidfd_open(worker))
     while True:
-        readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
-        if readable and not os.read(0, 4096):
+        readable, _, _ = select.select(watched, [], [], _POLL_SECONDS)
+        if 0 in readable and not os.read(0, 4096):
             _finish(worker, scratch, 0)
         # The pipe alone is not enough: processes the parent forked hold its other end too.
         if os.getppid() != parent:
@@ -148,6 +151,14 @@ class GuardedProcess:
         except OSError:
             return ""
         return " / ".join(text.strip().splitlines()[-lines:])
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the child to end by itself; whether it has."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def kill(self, grace: float = 2.0) -> None:
         """End the child and everything it started; returns when it is gone."""

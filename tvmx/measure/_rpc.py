@@ -37,6 +37,7 @@ Recover = Callable[[int | None, Status], bool]
 device usable again. Returns True when the server itself had died: not the candidate's fault."""
 
 _STACK_BYTES = 64 << 20
+_REGISTER_SECONDS = 3.0  # a server whose last client broke off may be gone for a moment
 
 
 class RpcRunner(Runner):
@@ -63,7 +64,7 @@ class RpcRunner(Runner):
     ) -> None:
         if threads < 0 or parallel < 1:
             raise UsageError(f"threads={threads}, parallel={parallel}: both must be positive")
-        require_key(address)
+        require_key(address, patience=_REGISTER_SECONDS)
         self.address = address
         self.timeouts = timeouts or Timeouts()
         self._threads = threads
@@ -112,7 +113,9 @@ class RpcRunner(Runner):
                 helper.join()
         except BaseException:
             batch.stop()
-            self.close()
+            self._closed = True
+            for session in self._sessions:
+                session.kill()
             raise
         if batch.error is not None:
             raise batch.error
@@ -151,7 +154,7 @@ class RpcRunner(Runner):
         return outputs
 
     def close(self) -> None:
-        """Kill the workers; the device is free again."""
+        """End the workers; the device is free again."""
         self._closed = True
         for session in self._sessions:
             session.close()

@@ -24,6 +24,7 @@ from tvmx.measure._tasks import (
 )
 
 _START_SECONDS = 60.0
+_GOODBYE_SECONDS = 1.0
 
 
 class Session:
@@ -41,7 +42,15 @@ class Session:
         self._spool: Spool | None = None
 
     def close(self) -> None:
-        """Kill the worker, if there is one."""
+        """Let an idle worker say goodbye to the device, which is then free at once."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.wait(_GOODBYE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the worker wherever it is."""
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
@@ -52,7 +61,7 @@ class Session:
         """Start the worker now instead of with the first task. Raises DeviceError."""
         if self._process is not None and self._process.alive:
             return
-        self.close()
+        self.kill()
         ours, theirs = socket.socketpair()
         with theirs:
             process = GuardedProcess(
@@ -66,7 +75,7 @@ class Session:
             process.ready(_START_SECONDS)
             self._channel.send(self.link)
         except BaseException:
-            self.close()
+            self.kill()
             raise
         spool = process.scratch / "spool"
         spool.mkdir()
@@ -86,13 +95,13 @@ class Session:
             self._spool.trim()
             return self._converse(make(self._spool))
         except DeviceError as err:
-            self.close()
+            self.kill()
             return FailedEvent("connect", err.message)
         except OSError as err:  # disk full, no memory for a process
-            self.close()
+            self.kill()
             return FailedEvent("upload", f"on this machine: {err}")
         except BaseException:  # Ctrl-C: the worker is in the middle of something
-            self.close()
+            self.kill()
             raise
 
     def _converse(self, task: Task) -> DoneEvent | FailedEvent:
@@ -103,7 +112,7 @@ class Session:
             self._channel.send(task)
             while True:
                 if not self._channel.poll(max(0.0, end - time.monotonic())):
-                    self.close()
+                    self.kill()
                     return _late(now)
                 event: Event = self._channel.recv()
                 if isinstance(event, DoneEvent | FailedEvent):
@@ -114,7 +123,7 @@ class Session:
                     now = event
                     end = time.monotonic() + now.seconds
         except (EOFError, ConnectionError):
-            self.close()
+            self.kill()
             return FailedEvent(
                 _blame(now.phase, "crash"),
                 f"{now.phase}: the connection took the client process down with it",

@@ -186,13 +186,21 @@ def tracker_summary(host: str, port: int, timeout: float = 5.0) -> TrackerSummar
             ) from err
 
 
-def require_key(address: DeviceAddress, timeout: float = 5.0) -> KeyStatus:
+def require_key(
+    address: DeviceAddress, timeout: float = 5.0, *, patience: float = 0.0
+) -> KeyStatus:
     """The status of the address's key, asked before any request that would wait for it.
 
-    Raises :class:`TrackerError`, or :class:`UnknownKeyError` listing the keys there are.
+    Asks again for ``patience`` seconds while the key is missing. Raises
+    :class:`TrackerError`, or :class:`UnknownKeyError` listing the keys there are.
     """
-    summary = tracker_summary(address.host, address.port, timeout)
-    status = summary.keys.get(address.key)
+    end = time.monotonic() + patience
+    while True:
+        summary = tracker_summary(address.host, address.port, timeout)
+        status = summary.keys.get(address.key)
+        if status is not None or time.monotonic() > end:
+            break
+        time.sleep(0.1)
     if status is None:
         known = ", ".join(sorted(summary.keys)) or "none, no device is registered"
         raise UnknownKeyError(

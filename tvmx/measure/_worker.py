@@ -61,6 +61,7 @@ class Worker:
             try:
                 task: Task = self._channel.recv()
             except EOFError:
+                self._drop()
                 return
             self._channel.send(self._do(task))
 
@@ -179,6 +180,7 @@ def main() -> None:
     os.dup2(2, 1)
     channel = Connection(args.channel)
     Worker(channel, channel.recv()).serve()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ScheduleTemplate(ABC):
 
     @abstractmethod
     def supports(self, workload: Any, target: Target) -> str | None:
-        """None when the template can compute ``workload`` on ``target``, else the reason why not."""
+        """None when the template can compute ``workload`` on ``target``, else why it cannot."""
 
     @abstractmethod
     def layouts(self, workload: Any, target: Target) -> tuple[str, str]:

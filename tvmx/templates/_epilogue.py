@@ -31,7 +31,9 @@ def apply_epilogue(
     return value
 
 
-def kernel_arguments(data: Any, weight: Any, bias: Any, residual: Any, epilogue: Epilogue, out: Any) -> list[Any]:
+def kernel_arguments(
+    data: Any, weight: Any, bias: Any, residual: Any, epilogue: Epilogue, out: Any
+) -> list[Any]:
     """The kernel's tensors in the order the contract asks for, absent ones left out."""
     arguments = [data, weight]
     if epilogue.bias:

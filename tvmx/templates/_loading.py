@@ -1,4 +1,4 @@
-"""Load schedule templates from files: one module object per file content, errors without tracebacks."""
+"""Load schedule templates from files: one module per file content, errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def fingerprint_of(path: Path) -> str:
 
 
 def _explain(path: Path, err: BaseException) -> TemplateLoadError:
-    line = next(
-        (f.lineno for f in reversed(traceback.extract_tb(err.__traceback__)) if f.filename == str(path)),
-        getattr(err, "lineno", None) if isinstance(err, SyntaxError) else None,
-    )
+    frames = reversed(traceback.extract_tb(err.__traceback__))
+    line = next((f.lineno for f in frames if f.filename == str(path)), None)
+    if isinstance(err, SyntaxError) and err.filename == str(path):
+        line = err.lineno
     where = f"{path}:{line}" if line else str(path)
     text = err.msg if isinstance(err, SyntaxError) else str(err)
     return TemplateLoadError(
@@ -69,7 +69,9 @@ def templates_in(module: ModuleType, where: str) -> list[ScheduleTemplate]:
             continue
         for attribute in ("name", "op"):
             if not isinstance(getattr(cls, attribute, None), str):
-                raise TemplateLoadError(f"{where}: class {cls.__name__} sets no {attribute!r} string")
+                raise TemplateLoadError(
+                    f"{where}: class {cls.__name__} sets no {attribute!r} string"
+                )
         try:
             found.append(cls())
         except Exception as err:

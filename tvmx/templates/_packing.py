@@ -23,7 +23,7 @@ def pack_conv_weight(weight: Array, out_block: int, out_blocks: int, in_block: i
     ``in_block`` None keeps input channels plain: ``(out_blocks, I, H, W, 1, out_block)``.
     """
     inner = in_block or 1
-    o, i, h, w = weight.shape
+    _, i, h, w = weight.shape
     blocks = ceil_div(i, inner)
     weight = pad_axis(pad_axis(weight, 0, out_blocks * out_block), 1, blocks * inner)
     split = weight.reshape(out_blocks, out_block, blocks, inner, h, w)
@@ -49,4 +49,5 @@ def pack_matrix(weight: Array, block: int, blocks: int | None = None) -> Array:
 def pack_vector(bias: Array, block: int, blocks: int | None = None) -> Array:
     """``(N,)`` -> ``(blocks, block)`` float32, zero-padded."""
     count = blocks or ceil_div(bias.shape[0], block)
-    return np.ascontiguousarray(pad_axis(bias, 0, count * block).reshape(count, block), dtype=np.float32)
+    split = pad_axis(bias, 0, count * block).reshape(count, block)
+    return np.ascontiguousarray(split, dtype=np.float32)

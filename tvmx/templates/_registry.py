@@ -32,8 +32,11 @@ class TemplateRef:
 
 @dataclass(frozen=True)
 class TemplateEntry:
-    """A registered template. ``origin`` says who brought it: ``built-in``, ``user file`` or
-    ``entry point NAME (DISTRIBUTION)``."""
+    """A registered template.
+
+    ``origin`` says who brought it: ``built-in``, ``user file`` or
+    ``entry point NAME (DISTRIBUTION)``.
+    """
 
     name: str
     op: str

@@ -52,9 +52,7 @@ def tile_cycles(target: Target, blocks: int, pixels: int, depth: int) -> float:
     from more streams than small cores prefetch.
     """
     accumulators = blocks * pixels
-    if is_x86(target):
-        loads = blocks + pixels / 2
-    else:
-        loads = blocks + pixels + 4 * max(0, blocks - 2)
+    streams = 4 * max(0, blocks - 2)
+    loads = blocks + pixels / 2 if is_x86(target) else blocks + pixels + streams
     step = max(accumulators, loads, _LATENCY_ACCUMULATORS) + loads / 8 + 1
     return depth * step + 3 * accumulators + 20

@@ -24,7 +24,7 @@ Check = Callable[[ScheduleTemplate, Sequence[AnyWorkload], Target], str]
 def supported(
     template: ScheduleTemplate, target: Target, workloads: Sequence[AnyWorkload] | None = None
 ) -> list[AnyWorkload]:
-    """Of ``workloads`` (None: the conformance list and the template's examples) the supported ones."""
+    """The supported ones of ``workloads``; None: the template's examples and the odd ones."""
     every = [*template.examples, *odd_workloads(template.op)] if workloads is None else workloads
     return [w for w in every if w.op == template.op and template.supports(w, target) is None]
 

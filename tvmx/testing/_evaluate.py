@@ -55,8 +55,9 @@ def evaluate_template(
     layout = template.layouts(workload, target)[1]
     got = run.output()
     if not np.isfinite(got).all():
-        raise TemplateError(f"{template.name}: {workload.describe()}: output is not finite everywhere")
-    error = np.abs(to_logical(got, layout, workload.out_shape[1]) - operands.expected).max()
+        raise TemplateError(f"{template.name}: {workload.describe()}: output is not all finite")
+    logical = np.asarray(to_logical(got, layout, workload.out_shape[1]), dtype=np.float32)
+    error = np.abs(logical - operands.expected).max()
     span = float(np.ptp(operands.expected)) or 1.0
     gflops = 2 * workload.macs / run.seconds() / 1e9 if timed else None
     return Evaluation(absolute=float(error), relative=float(error) / span, gflops=gflops)

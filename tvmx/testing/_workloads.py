@@ -1,4 +1,4 @@
-"""Workloads chosen to catch mistakes: odd sizes, ragged tiles, asymmetric padding, every epilogue."""
+"""Workloads chosen to catch mistakes: odd sizes, ragged tiles, uneven padding, all epilogues."""
 
 from __future__ import annotations
 
