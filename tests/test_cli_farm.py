@@ -49,7 +49,8 @@ def interrupt(process: subprocess.Popen[str]) -> str:
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=20)
+    assert out == ""
     assert process.returncode == 130
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive

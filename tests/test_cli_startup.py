@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,11 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
 def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert start("--help").returncode == 0
-        seconds.append(time.perf_counter() - began)
-    # The aim is 0.4 s on an idle machine; tests run beside other tests.
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # The aim is 0.4 s on an idle machine. Tests run beside other tests: processor time, and room.
     assert statistics.median(seconds) < 1.0
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,9 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from tvmx.cli._main import app
+from tvmx.cli._preflight import _RUN_FILES
+from tvmx.frontends import load_model, model_digest
+from tvmx.store import RunSettings, _run
 from tvmx.testing.models import conv_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +108,7 @@ CASES = {
     EXPLORE + "--out file": (2, "--out file is a file"),
     EXPLORE + "--out file/run": (2, "file is a file"),
     EXPLORE + "--out /proc/run": (2, "/proc"),
+    EXPLORE + "--out full": (2, "full is not empty and not a tvmx run", "notes.txt"),
     EXPLORE + "--schedules none": (1, "none does not exist"),
     "explore net.onnx --target riscv": (2, "no target 'riscv'"),
     "explore net.onnx --target rpi4": (2, "measuring needs a device"),
@@ -191,6 +196,52 @@ def test_what_typer_refuses_is_usage_too(arguments: str) -> None:
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+def _run_of(folder: Path, **changes: Any) -> None:
+    settings = RunSettings(
+        model=model_digest("net.onnx"), target="host", max_accuracy_drop=1.0, **changes
+    )
+    folder.mkdir()
+    (folder / "settings.json").write_text(settings.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "told"),
+    [
+        ({}, "--seed 1", "seed: 0 there, 1 now"),
+        ({}, "--objective arena", "objective"),
+        ({}, "--data good.npz", "data"),
+        ({"threads": 2}, "", "threads: 2 there, 1 now"),
+        ({"device": "board"}, "", "device"),
+    ],
+)
+def test_a_run_of_another_exploration_is_refused_at_once(
+    changes: dict[str, Any], options: str, told: str, folder: Path
+) -> None:
+    _run_of(Path("run"), **changes)
+    arguments = f"{EXPLORE} --out run {options}".split()
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "run holds another exploration" in result.stderr
+    assert told in result.stderr
+    assert "--fresh" in result.stderr
+    assert "tuning" not in result.stderr
+
+
+def test_the_run_of_another_model_is_refused(folder: Path) -> None:
+    _run_of(Path("run"))
+    onnx.save(conv_model(in_channels=3, size=(9, 11), seed=7), "net.onnx")
+    result = CliRunner().invoke(app, f"{EXPLORE} --out run".split())
+    assert (result.exit_code, "model" in result.stderr) == (1, True)
+
+
+def test_the_digest_looked_up_is_the_digest_imported(folder: Path) -> None:
+    assert model_digest("net.onnx") == load_model("net.onnx").digest
+
+
+def test_an_unfinished_run_is_no_foreign_folder() -> None:
+    assert {*_run._OWN, _run._LOCK} - {_run._SETTINGS} == _RUN_FILES
 
 
 def test_no_linker_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

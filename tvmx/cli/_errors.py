@@ -26,6 +26,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a line that says what is kept."""
 
 
+class Stopped(Interrupted):
+    """Ctrl-C as the ordinary end of a command that has said what it had to say."""
+
+
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """A command that turns every exception into a message and an exit code.
 
@@ -52,8 +56,9 @@ def fail(err: BaseException, *, as_json: bool) -> NoReturn:
         _report(_describe(err), as_json=as_json)
         raise typer.Exit(err.exit_code)
     if isinstance(err, KeyboardInterrupt):
+        told = as_json and not isinstance(err, Stopped)
         kept = str(err) if isinstance(err, Interrupted) else "nothing was written"
-        _report({"type": "Interrupted", "message": f"interrupted; {kept}"}, as_json=as_json)
+        _report({"type": "Interrupted", "message": f"interrupted; {kept}"}, as_json=told)
         raise typer.Exit(INTERRUPTED)
     if not isinstance(err, Exception):
         raise err

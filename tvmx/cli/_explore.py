@@ -15,7 +15,7 @@ from tvmx.cli._explore_view import render_dry_run, render_result
 from tvmx.cli._options import Json, Key, Model, Schedules, Shapes, Target, Threads, Tracker
 from tvmx.cli._output import Output
 from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes
-from tvmx.cli._preflight import check_data, check_measurable, check_model, check_target
+from tvmx.cli._preflight import check_data, check_measurable, check_model, check_run, check_target
 from tvmx.cli._progress import open_progress
 from tvmx.errors import UsageError
 
@@ -123,11 +123,6 @@ def explore_model(
         check_measurable(board)
     run = check_writable(out or Path(f"{model.stem}-{board.name}.run"))
     folders = check_schedules(schedules)
-    inputs = check_model(model, shapes)
-    if data is not None:
-        check_data(data, inputs, seed)
-    if not dry_run:
-        check_device(address)
     from tvmx.explore import ExploreRequest
 
     request = ExploreRequest(
@@ -146,6 +141,11 @@ def explore_model(
         seed=seed,
         fresh=fresh,
     )
+    inputs = check_model(model, shapes)
+    digest = None if data is None else check_data(data, inputs, seed)
+    if not dry_run:
+        check_run(request, board, digest)
+        check_device(address)
     _dry_run(request, Output(as_json)) if dry_run else _explore(request, Output(as_json))
 
 

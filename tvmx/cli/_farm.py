@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmx.cli._device import DEFAULT_TRACKER, is_loopback
-from tvmx.cli._errors import Interrupted, guarded
+from tvmx.cli._errors import Stopped, guarded
 from tvmx.cli._options import Json
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import check_count, check_port
@@ -68,7 +68,7 @@ def tracker(
     try:
         track_forever(host, port, on_ready=ready)
     except KeyboardInterrupt as err:
-        raise Interrupted("the tracker has stopped") from err
+        raise Stopped("the tracker has stopped") from err
 
 
 @guarded
@@ -112,7 +112,7 @@ def serve(
     try:
         serve_forever(key, tracker, host=host, threads=threads, on_ready=ready)
     except KeyboardInterrupt as err:
-        raise Interrupted(f"device {key!r} has left the tracker") from err
+        raise Stopped(f"device {key!r} has left the tracker") from err
 
 
 @guarded

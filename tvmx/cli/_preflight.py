@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmx.cli._check import check_file
-from tvmx.errors import UsageError
+from tvmx.errors import RunMismatchError, UsageError
 
 if TYPE_CHECKING:
+    from tvmx.explore import ExploreRequest
     from tvmx.ir import TensorSpec
     from tvmx.targets import Target
+
+_RUN_FILES = {
+    ".lock",
+    "curve.jsonl",
+    "journal.jsonl",
+    "journal.jsonl.lock",
+    "plans",
+    "result.json",
+    "work",
+}
+"""What an interrupted run may hold before its settings are written."""
 
 
 def check_target(name: str) -> Target:
@@ -34,12 +46,15 @@ def check_model(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[TensorS
     return look_at(path, shapes)
 
 
-def check_data(path: Path, inputs: tuple[TensorSpec, ...], seed: int) -> None:
-    """Evaluation data that fits the network: a NaN found after minutes of tuning is an insult."""
+def check_data(path: Path, inputs: tuple[TensorSpec, ...], seed: int) -> str:
+    """Digest of evaluation data that fits the network.
+
+    A NaN found after minutes of tuning would be an insult.
+    """
     check_file(path, "data file", hint="--data takes an .npz file")
     from tvmx.accuracy import load_data
 
-    load_data(path, inputs, seed)
+    return load_data(path, inputs, seed).digest
 
 
 def check_measurable(target: Target) -> None:
@@ -52,4 +67,45 @@ def check_measurable(target: Target) -> None:
             "measuring needs a device",
             hint="give --tracker HOST:PORT --key K; `tvmx serve --key K --commands` prints what "
             "the board needs, and `tvmx build` compiles without measuring",
+        )
+
+
+def check_run(request: ExploreRequest, target: Target, data: str | None) -> None:
+    """A run folder that is new, empty, or of the same exploration; ``--fresh`` clears any run.
+
+    ``data`` is the digest of the evaluation data. What takes TVM to know (templates) is left
+    to explore itself.
+    """
+    out = request.out
+    settings_file = out / "settings.json"
+    if not settings_file.is_file():
+        if out.is_dir() and not (names := {entry.name for entry in out.iterdir()}) <= _RUN_FILES:
+            raise UsageError(
+                f"--out {out} is not empty and not a tvmx run "
+                f"(it holds {', '.join(sorted(names - _RUN_FILES)[:3])})",
+                hint="name another folder",
+            )
+        return
+    if request.fresh:
+        return
+    from tvmx.frontends import model_digest
+    from tvmx.store import RunSettings
+
+    before = RunSettings.load(settings_file)
+    now = before.model_copy(
+        update={
+            "model": model_digest(request.model, request.shapes),
+            "target": target.name,
+            "device": request.tracker.key if request.tracker else "host",
+            "threads": request.threads,
+            "seed": request.seed,
+            "objective": request.objective,
+            "max_accuracy_drop": request.max_accuracy_drop,
+            "data": data,
+        }
+    )
+    if differences := before.differences(now):
+        raise RunMismatchError(
+            f"{out} holds another exploration: {'; '.join(differences)}",
+            hint="--fresh to delete it and start over, or another folder with --out",
         )

@@ -29,8 +29,8 @@ def check_device(target: Target, tracker: DeviceAddress | None) -> None:
         raise UsageError(
             f"target {target.name!r} is {target.arch}, this machine is {host_arch()}: "
             "measuring needs a device",
-            hint="start `tvmx serve` for the board and give --tracker HOST:PORT --key KEY; "
-            "`tvmx build` compiles without measuring",
+            hint="`tvmx serve --key KEY --commands` prints what the board needs, then give "
+            "--tracker HOST:PORT --key KEY; `tvmx build` compiles without measuring",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tvmx.errors import ModelError, UsageError
 from tvmx.ir import Model, TensorSpec
 
-__all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model"]
+__all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model", "model_digest"]
 
 SUPPORTED_SUFFIXES = (".onnx",)
 _PLANNED = {".pt2": "torch.export archives", ".relay": "Relay text", ".json": "Relay JSON"}
@@ -49,6 +49,17 @@ def check_model(
     inputs = resolve_inputs(proto, dict(shapes or {}), file)
     check_operators(proto, file)
     return inputs
+
+
+def model_digest(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str:
+    """The digest :func:`load_model` would give the model, without importing TVM.
+
+    Raises what :func:`load_model` raises for the file and its inputs.
+    """
+    file = _model_file(path)
+    from tvmx.frontends._onnx import onnx_digest
+
+    return onnx_digest(file, dict(shapes or {}))
 
 
 def _model_file(path: str | Path) -> Path:

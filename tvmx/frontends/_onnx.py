@@ -29,6 +29,12 @@ def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
     return _import(proto, inputs, path, digest)
 
 
+def onnx_digest(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Digest of an ONNX file at these input shapes; see :class:`tvmx.ir.Model`."""
+    proto, files = read_model(path)
+    return _digest(files, resolve_inputs(proto, shapes, path))
+
+
 def _import(
     proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path, digest: str
 ) -> Model:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
+import linecache
 import sys
 import traceback
 from pathlib import Path
@@ -18,8 +18,16 @@ _MODULES: dict[tuple[str, str], ModuleType] = {}
 
 def fingerprint_of(path: Path) -> str:
     """First 12 hex digits of the SHA-256 of a template's source text."""
+    return _digest(_read(path))
+
+
+def _digest(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()[:12]
+
+
+def _read(path: Path) -> bytes:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        return path.read_bytes()
     except OSError as err:
         raise TemplateLoadError(f"cannot read template file {path}: {err.strerror}") from err
 
@@ -38,19 +46,20 @@ def _explain(path: Path, err: BaseException) -> TemplateLoadError:
 
 
 def _import_file(path: Path) -> ModuleType:
-    key = (str(path), fingerprint_of(path))
+    source = _read(path)
+    key = (str(path), _digest(source))
     if key in _MODULES:
         return _MODULES[key]
-    name = f"tvmx_schedules_{path.stem}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TemplateLoadError(f"template file {path} is not a Python file (*.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    # Not through the import system: its bytecode cache goes by time and size, so that a quick
+    # edit could run the old code under the new fingerprint.
+    module = ModuleType(f"tvmx_schedules_{path.stem}_{_digest(repr(key).encode())}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    linecache.checkcache(str(path))
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as err:
-        del sys.modules[name]
+        del sys.modules[module.__name__]
         raise _explain(path, err) from err
     _MODULES[key] = module
     return module

@@ -1,0 +1,1 @@
+"""Benchmarks of tvmx; run them from a checkout, see ``docs/benchmarks.md``."""

@@ -1,0 +1,73 @@
+"""A cross-compiled bundle runs right on an emulated Cortex-A72.
+
+CONTRIBUTING.md says how to set ``TVMX_ARM64_PYTHON`` up.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tvmx.deploy import load_bundle
+from tvmx.explore import build_bundle
+from tvmx.testing.models import residual_model
+
+QEMU = "qemu-aarch64"
+VARIABLE = "TVMX_ARM64_PYTHON"
+COMMAND = shlex.split(os.environ.get(VARIABLE, ""))
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not on PATH"),
+    pytest.mark.skipif(not COMMAND, reason=f"{VARIABLE} names no arm64 python"),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Convolutions, a depthwise one and a dense layer, with template defaults for rpi4."""
+    folder = tmp_path_factory.mktemp("rpi4")
+    onnx.save(residual_model(), folder / "residual.onnx")
+    build_bundle(folder / "residual.onnx", "rpi4", folder / "bundle")
+    return folder / "bundle"
+
+
+def run(bundle: Path) -> subprocess.CompletedProcess[str]:
+    """The bundle's runner under the arm64 Python, where tvmx cannot be imported."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    # A core without dot product and half-precision arithmetic: such an instruction is a SIGILL
+    # here as on the board, and qemu's own default core would hide it.
+    environment |= {"QEMU_CPU": "cortex-a72", "TVM_USE_RUNTIME_LIB": "1"}
+    return subprocess.run(
+        [*COMMAND, str(bundle / "run.py"), "--repeat", "1"],
+        capture_output=True, text=True, timeout=140, check=False, env=environment, cwd="/",
+    )  # fmt: skip
+
+
+def test_the_golden_output_is_met(bundle: Path) -> None:
+    done = run(bundle)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "output 'y': error" in done.stdout
+    assert "WRONG" not in done.stdout
+
+
+def test_a_flipped_golden_output_is_detected(bundle: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "bundle"
+    shutil.copytree(bundle, changed)
+    loaded = load_bundle(bundle)
+    arrays: dict[str, Any] = {f"input_{k}": v for k, v in loaded.golden_inputs().items()}
+    arrays |= {f"output_{i}": -array for i, array in enumerate(loaded.golden_outputs())}
+    np.savez(changed / "golden.npz", **arrays)
+    done = run(changed)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "output 'y': error" in done.stdout
+    assert "WRONG" in done.stdout

@@ -1,0 +1,77 @@
+"""Kernels for other vector lengths than this machine's: 4 and 8 lanes, and code for Arm."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from tvmx import _tvm
+from tvmx._resources import schedules_dir
+from tvmx.ir import Config, Conv2dWorkload, DenseWorkload, Epilogue
+from tvmx.targets import Target, load_target
+from tvmx.templates import ScheduleTemplate, load_template
+from tvmx.testing.templates import evaluate_template, odd_workloads
+
+NAMES = ["conv2d_direct", "conv2d_im2col", "depthwise_nchwc", "dense_packed"]
+RELU = Epilogue(bias=True, clip_min=0.0)
+DEFAULTS = {
+    "conv2d_direct": Conv2dWorkload(
+        batch=1, in_channels=64, height=28, width=28, out_channels=64, kernel=(3, 3),
+        padding=(1, 1, 1, 1), epilogue=RELU,
+    ),
+    "conv2d_im2col": Conv2dWorkload(
+        batch=1, in_channels=32, height=28, width=28, out_channels=64, kernel=(1, 1), epilogue=RELU
+    ),
+    "depthwise_nchwc": Conv2dWorkload(
+        batch=1, in_channels=32, height=28, width=28, out_channels=32, kernel=(3, 3),
+        padding=(1, 1, 1, 1), groups=32, epilogue=RELU,
+    ),
+    "dense_packed": DenseWorkload(batch=4, in_features=256, out_features=64, epilogue=RELU),
+}  # fmt: skip
+
+
+def load(name: str) -> ScheduleTemplate:
+    return load_template(name, schedules_dir() / f"{name}.py")
+
+
+def assembly(template: ScheduleTemplate, workload: object, config: Config, target: Target) -> str:
+    func = template.build(workload, config, target).func.with_attr("global_symbol", "kernel")
+    module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": func}), target)
+    return str(module.inspect_source("asm"))
+
+
+@pytest.mark.parametrize("bits", [128, 256])
+@pytest.mark.parametrize("name", NAMES)
+def test_shorter_vectors_are_right_too(name: str, bits: int) -> None:
+    target = load_target("host").model_copy(
+        update={"vector_bits": bits, "vector_registers": 32 if bits == 128 else 16}
+    )
+    template = load(name)
+    cases = [w for w in odd_workloads(template.op) if template.supports(w, target) is None]
+    for workload in random.Random(bits).sample(cases, min(5, len(cases))):
+        assert evaluate_template(template, workload, target).relative < 1e-5, workload.describe()
+
+
+@pytest.mark.parametrize("core", ["rpi3b+", "rpi4"])
+@pytest.mark.parametrize("name", NAMES)
+def test_arm_code_is_vectorised_and_does_not_spill_its_accumulators(name: str, core: str) -> None:
+    template, target, workload = load(name), load_target(core), DEFAULTS[name]
+    text = assembly(template, workload, template.space(workload, target).default, target)
+    assert re.search(r"\bfmla\s+v\d+\.4s", text)
+    multiply_adds = len(re.findall(r"\bfmla\b", text))
+    stack = len(re.findall(r"\b(?:str|ldr|stp|ldp)\s+q\d+.*\[sp", text))
+    assert stack <= multiply_adds / 2, f"{stack} stack accesses to {multiply_adds} fmla"
+
+
+def test_a_tile_that_is_too_large_does_spill_on_arm() -> None:
+    # Guards the check above: were the pattern wrong, nothing would ever count as a spill.
+    template, target = load("conv2d_direct"), load_target("rpi4")
+    wide = target.model_copy(update={"vector_registers": 96})
+    workload = DEFAULTS["conv2d_direct"]
+    config = Config({**template.space(workload, wide).default, "oc_tile": 2, "ow_tile": 20})
+    space = template.space(workload, wide)
+    assert config in space or (config := space.default) in space
+    text = assembly(template, workload, config, wide)
+    assert len(re.findall(r"\b(?:str|ldr|stp|ldp)\s+q\d+.*\[sp", text)) > 40
