@@ -109,7 +109,7 @@ def explore_network(folder: Folder, budget_s: float, fresh: bool, say: Callable[
     Explored
 ):  # fmt: skip
     """Explore, or go on where it stopped, and build the best plan."""
-    from tvmx.explore import ExploreRequest, ExploreResult, explore
+    from tvmx.explore import ExploreRequest, explore
     from tvmx.explore._whole import build_plan
     from tvmx.store import Run
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._build import SEED, Folder, open_context
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tvmx.ir import LayerChoice
 
 _RUNS = 9
+_REPEAT_US = 5e3
+_MOST_CALLS = 1000
 _VM = ("vm.builtin.", "tvmx_weight")
 
 
@@ -91,9 +94,7 @@ def profile_network(folder: Folder) -> Profile:
     context = open_context(folder)
     plan = baseline_plan(context.network, context.registry, context.target, SEED)
     inputs, _ = folder.load_golden()
-    machine = load_machine(folder.defaults, list(inputs.values()))
-    network_us = min(_cpu_us(machine) for _ in range(_RUNS))
-    calls = _trace(machine)
+    network_us, calls = _trace(folder, list(inputs.values()))
     names = {c.implementation.template for c in plan.choices}
     anchors = [c for c in calls if _stem(c.kernel) in names]
     rest = [c for c in calls if _stem(c.kernel) not in names]
@@ -103,16 +104,8 @@ def profile_network(folder: Folder) -> Profile:
         peak_gflops=measured_peak_gflops(context.target),
         layers=_layers(context, plan.choices, anchors),
         ops=_grouped(c for c in rest if not c.kernel.startswith(_VM)),
-        vm=_grouped(
-            Call(c.kernel, (), c.us) for c in rest if c.kernel.startswith(_VM)
-        ),
+        vm=_grouped(Call(c.kernel, (), c.us) for c in rest if c.kernel.startswith(_VM)),
     )
-
-
-def _cpu_us(machine: Any) -> float:
-    started = time.thread_time()
-    machine.invoke_stateful("main")
-    return (time.thread_time() - started) * 1e6
 
 
 def _stem(kernel: str) -> str:
@@ -120,30 +113,56 @@ def _stem(kernel: str) -> str:
     return re.sub(r"\d+$", "", kernel)
 
 
-def _trace(machine: Any) -> list[Call]:
-    """Every call of one inference in order, the fastest of several runs each."""
-    calls: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
-    times: list[list[float]] = []
-    position, started = 0, 0.0
+def _trace(folder: Folder, inputs: Sequence[Any]) -> tuple[float, list[Call]]:
+    """One inference's CPU us, and every call of one in order; the fastest of several runs.
 
-    def instrument(_func: Any, name: str, before: bool, _result: Any, *args: Any) -> None:
-        nonlocal position, started
-        if before:
-            started = time.thread_time()
-            return
-        elapsed = time.thread_time() - started
-        if position == len(calls):
-            shapes = tuple(tuple(int(n) for n in a.shape) for a in args if hasattr(a, "shape"))
-            calls.append((name, shapes))
-            times.append([])
-        times[position].append(elapsed * 1e6)
-        position += 1
-
-    machine.set_instrument(instrument)
+    Runs with and without instruments alternate, so that both see the same machine.
+    """
+    plain, traced = (load_machine(folder.defaults, inputs) for _ in range(2))
+    recorder = _Recorder()
+    traced.set_instrument(recorder)
+    network: list[float] = []
     for _ in range(_RUNS):
-        position = 0
-        machine.invoke_stateful("main")
-    return [Call(n, s, min(t)) for (n, s), t in zip(calls, times, strict=True)]
+        network.append(_cpu_us(lambda: plain.invoke_stateful("main")))
+        recorder.rewind()
+        traced.invoke_stateful("main")
+    return min(network), recorder.calls()
+
+
+class _Recorder:
+    """The VM calls it before and after every call of a function."""
+
+    def __init__(self) -> None:
+        self._names: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self._us: list[list[float]] = []
+        self._position, self._started = 0, 0.0
+
+    def __call__(self, _func: Any, name: str, before: bool, _result: Any, *args: Any) -> None:
+        if before:
+            self._started = time.thread_time()
+            return
+        elapsed = time.thread_time() - self._started
+        if self._position == len(self._names):
+            shapes = tuple(tuple(int(n) for n in a.shape) for a in args if hasattr(a, "shape"))
+            self._names.append((name, shapes))
+            self._us.append([])
+        self._us[self._position].append(elapsed * 1e6)
+        self._position += 1
+
+    def rewind(self) -> None:
+        """The next call is the first of an inference."""
+        self._position = 0
+
+    def calls(self) -> list[Call]:
+        """The fastest of each."""
+        return [Call(n, s, min(us)) for (n, s), us in zip(self._names, self._us, strict=True)]
+
+
+def _cpu_us(run: Callable[[], object], calls: int = 1) -> float:
+    started = time.thread_time()
+    for _ in range(calls):
+        run()
+    return (time.thread_time() - started) * 1e6 / calls
 
 
 def _layers(
@@ -170,21 +189,33 @@ def _layers(
 def _layer_row(
     context: Context, workload: Any, group: Sequence[tuple[LayerChoice, Call]]
 ) -> LayerRow:
-    from tvmx.testing.templates import evaluate_template
-
     choice = group[0][0]
-    template = context.registry.get(choice.implementation.template).template
-    alone = evaluate_template(template, workload, context.target, choice.knobs, timed=True)
-    assert alone.gflops is not None
     return LayerRow(
         workload=workload.describe(),
-        template=template.name,
+        template=choice.implementation.template,
         config=" ".join(f"{k}={v}" for k, v in choice.config.items()),
         calls=len(group),
         us=sum(call.us for _, call in group) / len(group),
-        alone_us=2e-3 * workload.macs / alone.gflops,
+        alone_us=_alone_us(context, workload, choice),
         macs=workload.macs,
     )
+
+
+def _alone_us(context: Context, workload: Any, choice: LayerChoice) -> float:
+    """The kernel by itself on random operands; fastest repeat."""
+    from tvmx._tvm import build_module, tvm
+    from tvmx.testing.templates import kernel_arrays, make_operands
+
+    template = context.registry.get(choice.implementation.template).template
+    kernel = template.build(workload, choice.knobs, context.target)
+    arrays = kernel_arrays(template, kernel, workload, context.target, make_operands(workload))
+    func = kernel.func.with_attr("global_symbol", "kernel")
+    module = build_module(tvm.IRModule({"kernel": func}), context.target)
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    run = partial(module["kernel"], *tensors)
+    run()
+    calls = max(1, min(_MOST_CALLS, int(_REPEAT_US / _cpu_us(run))))
+    return min(_cpu_us(run, calls) for _ in range(_RUNS))
 
 
 def _grouped(calls: Any) -> tuple[OpRow, ...]:

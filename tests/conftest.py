@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update-golden", action="store_true", help="rewrite tests/golden/ with what is produced now"
+        "--update-golden", action="store_true", help="rewrite tests/golden/ with the present output"
     )
 
 

@@ -14,7 +14,8 @@ from tvmx.templates import load_template
 WORKLOADS = {
     "conv2d_direct": Conv2dWorkload(
         batch=1, in_channels=8, height=9, width=9, out_channels=16, kernel=(3, 3),
-        padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, residual=True, clip_min=0.0, clip_max=6.0),
+        padding=(1, 1, 1, 1),
+        epilogue=Epilogue(bias=True, residual=True, clip_min=0.0, clip_max=6.0),
     ),
     "dense_packed": DenseWorkload(
         batch=1, in_features=32, out_features=10, epilogue=Epilogue(bias=True)

@@ -16,6 +16,7 @@ from tvmx.templates import (
 )
 
 SIZES = st.integers(1, 9)
+BLOCKS = st.integers(1, 4)
 
 
 def numbered(*shape: int) -> np.ndarray:
@@ -23,7 +24,7 @@ def numbered(*shape: int) -> np.ndarray:
 
 
 @settings(max_examples=40, deadline=None)
-@given(o=SIZES, i=SIZES, block=st.integers(1, 4), in_block=st.integers(1, 4), extra=st.integers(0, 2))
+@given(o=SIZES, i=SIZES, block=BLOCKS, in_block=BLOCKS, extra=st.integers(0, 2))
 def test_conv_weight(o: int, i: int, block: int, in_block: int, extra: int) -> None:
     weight = numbered(o, i, 2, 3)
     blocks = -(-o // block) + extra

@@ -32,7 +32,8 @@ TOY = textwrap.dedent(
 
 def conv(**fields: object) -> Conv2dWorkload:
     base = {
-        "batch": 1, "in_channels": 32, "height": 8, "width": 8, "out_channels": 32, "kernel": (3, 3),
+        "batch": 1, "in_channels": 32, "height": 8, "width": 8, "out_channels": 32,
+        "kernel": (3, 3),
     }  # fmt: skip
     return Conv2dWorkload.model_validate({**base, **fields})
 
@@ -115,7 +116,7 @@ def test_user_file_cannot_replace_a_builtin(tmp_path: Path) -> None:
         ("import sys\nsys.exit(3)\n", r"bad\.py:2 .*SystemExit"),
         ("x = 1\n", r"defines no concrete ScheduleTemplate"),
         (TOY.replace('name = "toy"', ""), r"class Toy sets no 'name'"),
-        (TOY.replace('op = "dense"', 'op = "dense"\n    def __init__(self, x): ...'), r"without arg"),
+        (TOY.replace("def supp", "def __init__(self, x): ...\n    def supp"), "without arg"),
         (TOY.replace("def space(", "def spice("), r"defines no concrete ScheduleTemplate"),
     ],
 )

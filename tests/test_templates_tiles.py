@@ -19,7 +19,9 @@ from tvmx.templates import (
 AVX512 = Target(
     name="avx512", description="", triple="x86_64-linux-gnu", cpu="x86-64-v4", vector_bits=512,
     memory_mib=1024,
-    clusters=(Cluster(core="v4", count=2, clock_mhz=3000, in_order=False, l1d_kib=32, l2_kib=1024),),
+    clusters=(
+        Cluster(core="v4", count=2, clock_mhz=3000, in_order=False, l1d_kib=32, l2_kib=1024),
+    ),
 )  # fmt: skip
 ARM = ["rpi3b+", "rpi4", "rpi5", "jetson-nano", "odroid-c4"]
 

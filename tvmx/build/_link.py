@@ -22,7 +22,8 @@ from tvmx.errors import BuildError, LinkerError
 from tvmx.targets import Target
 
 LINKER_ENV = "TVMX_LINKER"
-_FLAGS = ("-shared", "-fPIC", "-O2", "-Wl,--as-needed")
+# Debug sections name the temporary build folder: equal plans would give unequal libraries.
+_FLAGS = ("-shared", "-fPIC", "-O2", "-Wl,--as-needed", "-Wl,--strip-debug")
 _TAIL = ("-lm",)
 _TIMEOUT_S = 600
 _ALLOWED = ("libc.so.", "libm.so.", "libpthread.so.", "libdl.so.", "ld-linux")

@@ -57,7 +57,7 @@ class Worker:
         """Until the parent closes the channel."""
         while True:
             if not self._channel.poll(_IDLE_SECONDS):
-                self._session = None  # others may want the device
+                self._drop()  # others may want the device
             try:
                 task: Task = self._channel.recv()
             except EOFError:
@@ -105,7 +105,7 @@ class Worker:
 
     def _connected(self, queue_seconds: float, seconds: float) -> RemoteSession:
         if self._session and (self._wanted_by_others() or not self._session.usable(seconds)):
-            self._session = None
+            self._drop()
         if self._session is None:
             lifetime = max(seconds + 30.0, self._link.timeouts.session)
             self._session = RemoteSession(self._link, self._channel.send, queue_seconds, lifetime)

@@ -13,6 +13,7 @@ from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Layer, NetworkGraph, Node
 from tvmx.passes._layout_rules import classify
+from tvmx.passes._lrn import Lrn, find_lrns
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
@@ -36,9 +37,10 @@ class LayerStep:
 
 @dataclass(frozen=True)
 class OpStep:
-    """A Relax binding between layers."""
+    """A Relax binding between layers; with ``lrn`` it is the last of several that are one."""
 
     binding: Any
+    lrn: Lrn | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def extract_layers(model: Model) -> Network:
     uses.update(free_vars(func.body.body))
     readers = _single_readers(bindings, uses)
     groups = _find_groups(bindings, readers)
-    return _assemble(model, func, bindings, groups)
+    return _assemble(model, func, bindings, groups, find_lrns(bindings, uses))
 
 
 def _single_readers(bindings: list[Any], uses: Counter[Any]) -> dict[Any, int]:
@@ -242,9 +244,12 @@ def _workload(call: Any, group: _Group) -> Conv2dWorkload | DenseWorkload:
     )  # fmt: skip
 
 
-def _assemble(model: Model, func: Any, bindings: list[Any], groups: list[_Group]) -> Network:
+def _assemble(
+    model: Model, func: Any, bindings: list[Any], groups: list[_Group], lrns: dict[int, Lrn]
+) -> Network:
     last_of = {group.members[-1]: group for group in groups}
     member = {i for group in groups for i in group.members}
+    member |= {i for lrn in lrns.values() for i in lrn.members}
     ids: dict[Any, int] = {}
     shapes: list[tuple[int, ...]] = []
 
@@ -260,6 +265,11 @@ def _assemble(model: Model, func: Any, bindings: list[Any], groups: list[_Group]
     layers: list[Layer] = []
     names: Counter[str] = Counter()
     for index, binding in enumerate(bindings):
+        if index in lrns:
+            lrn = lrns[index]
+            nodes.append(Node("follow", (number(lrn.source),), number(binding.var), "lrn"))
+            steps.append(OpStep(binding, lrn))
+            continue
         if index in member and index not in last_of:
             continue
         if index in last_of:

@@ -23,6 +23,7 @@ from tvmx.ir import (
 from tvmx.passes._default_schedule import schedule_rest
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
+from tvmx.passes._lrn import Lrn, lrn_kernel
 
 if TYPE_CHECKING:
     from tvmx.targets import Target
@@ -161,10 +162,22 @@ class _Lowering:
                 kernel = template.build(step.layer.workload, choice.knobs, self.target)
             except TemplateError as err:
                 raise type(err)(f"layer {step.layer.name!r}: {err.message}", hint=err.hint) from err
-            func = kernel.func.without_attr("global_symbol")
-            func = func.with_attrs({"tirx.is_scheduled": True, "op_pattern": _OPAQUE_PATTERN})
-            self.kernels[key] = (kernel, self.bb.add_func(func, impl.template))
+            self.kernels[key] = (kernel, self._add(kernel.func, impl.template))
         return self.kernels[key]
+
+    def _add(self, func: Any, name: str) -> Any:
+        """Add a scheduled kernel as it is: no pass touches it any more."""
+        func = func.without_attr("global_symbol")
+        func = func.with_attrs({"tirx.is_scheduled": True, "op_pattern": _OPAQUE_PATTERN})
+        return self.bb.add_func(func, name)
+
+    def _lrn(self, lrn: Lrn, data: Any, layout: str) -> Any:
+        var = self._add(lrn_kernel(lrn, layout, self.target), "lrn")
+        return self.bb.emit(
+            relax.call_tir(
+                var, [data], relax.TensorType(physical_shape(lrn.shape, layout), "float32")
+            )
+        )
 
     def _other(
         self, node: Any, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
@@ -172,6 +185,8 @@ class _Lowering:
         originals = [self.network.values[v] for v in node.inputs]
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
+        if isinstance(step, OpStep) and step.lrn is not None:
+            return self._lrn(step.lrn, operands[0], reads[0])
         if isinstance(step, OpStep) and blocked and node.kind in ("follow", "concat"):
             return self.bb.emit(emit_blocked(self.bb, step.binding.value, table, blocked))
         if blocked:  # flatten of full blocks: memory order is already (N, C)

@@ -126,7 +126,8 @@ class Registry:
 
     def _add_folder(self, path: Path, origin: str) -> None:
         if not path.is_dir():
-            raise TemplateLoadError(f"schedule folder {path} does not exist")
+            what = "is a file, not a folder" if path.is_file() else "does not exist"
+            raise TemplateLoadError(f"schedule folder {path} {what}")
         files = sorted(p for p in path.glob("*.py") if not p.name.startswith("_"))
         if not files:
             raise TemplateLoadError(f"schedule folder {path} holds no *.py file")
