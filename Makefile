@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/digits.py --out $(DEMO_OUT)
 	$(BIN)/tvmx explore $(DEMO_OUT)/digits.onnx --target host --data $(DEMO_OUT)/digits.npz \
-	    --budget $(DEMO_BUDGET) --out $(DEMO_OUT)/run --fresh
+	    --schedules examples/schedules --budget $(DEMO_BUDGET) --out $(DEMO_OUT)/run --fresh
 	rm -rf $(DEMO_OUT)/bundle-host $(DEMO_OUT)/bundle-rpi4
 	$(BIN)/tvmx export $(DEMO_OUT)/run --out $(DEMO_OUT)/bundle-host
 	$(BIN)/tvmx export $(DEMO_OUT)/run --target rpi4 --out $(DEMO_OUT)/bundle-rpi4
