@@ -41,6 +41,7 @@ def main(
     skip_untuned: Annotated[bool, typer.Option("--skip-untuned", help="It takes long.")] = False,
     skip_explored: Annotated[bool, typer.Option("--skip-explored", help="Defaults only.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier figures.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure again what was built.")] = False,
     profile: Annotated[
         str, typer.Option(metavar="NETWORK", help="Print where one network's time goes.")
     ] = "",
@@ -55,7 +56,7 @@ def main(
         results = [
             _network(
                 Folder(out.resolve() / _known(name)), None if skip_explored else seconds, rounds,
-                0 if skip_untuned else untuned_rounds, fresh,
+                0 if skip_untuned else untuned_rounds, fresh=fresh, again=again,
             )
             for name in networks.split(",")
         ]  # fmt: skip
@@ -79,8 +80,9 @@ def _seconds(text: str) -> float:
 
 
 def _network(
-    folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, fresh: bool
-) -> NetworkResult:
+    folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, *, fresh: bool,
+    again: bool,
+) -> NetworkResult:  # fmt: skip
     """Measure what is missing; every finished section is on disk before the next begins."""
     from tvmx.store import make_folder
 
@@ -90,6 +92,10 @@ def _network(
         shutil.rmtree(folder.run, ignore_errors=True)
     make_folder(folder.path)
     result = NetworkResult.load(folder.result) or _empty(folder)
+    if again:
+        result = result.model_copy(
+            update={"main": None} | ({"untuned": None} if untuned_rounds else {})
+        )
     want_main = result.main is None or (budget_s is not None and result.explored is None)
     want_untuned = untuned_rounds and result.untuned is None
     if not (want_main or want_untuned):

@@ -10,7 +10,14 @@ import pytest
 from onnx import helper
 
 from tests.network_plans import check_plan, network_of
-from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Implementation, LayoutWalk, NetworkGraph
+from tvmx.ir import (
+    Conv2dWorkload,
+    DenseWorkload,
+    Epilogue,
+    Implementation,
+    LayoutWalk,
+    NetworkGraph,
+)
 from tvmx.passes import LayerStep, Network
 from tvmx.testing.models import conv_model, graph_model, multi_io_model, residual_model
 

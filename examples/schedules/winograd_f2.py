@@ -106,7 +106,10 @@ class WinogradF2(ScheduleTemplate):
             for r in rows
             for o in oc_tiles
             for p in p_tiles
-            if (r * tile_columns) % p == 0 and fits_registers(target, o, p)
+            if (r * tile_columns) % p == 0
+            # A tile that starts and ends in the middle of rows would be no rectangle.
+            and (p % tile_columns == 0 or tile_columns % p == 0)
+            and fits_registers(target, o, p)
         ]
         parallel = [c for c in legal if workload.batch * tile_rows // c[0] >= 2 * target.cores]
         best = min(parallel or legal, key=lambda c: (cycles(c), c))

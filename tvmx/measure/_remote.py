@@ -200,6 +200,12 @@ class RemoteSession:
         """Drop the cache of device tensors."""
         self._tensors.clear()
 
+    def close(self) -> None:
+        """Let the device go, whoever still holds this object; it is of no use afterwards."""
+        self.forget()
+        self._poison.clear()
+        self._remote = self.device = self._fill = self._dump = None
+
     def refill(self, tensor: Any, ref: ArrayRef, index: int) -> None:
         """Overwrite a device tensor by entry ``index`` of a stacked array."""
         stack = np.load(ref.path, mmap_mode="r", allow_pickle=False)

@@ -88,6 +88,8 @@ class Worker:
             return FailedEvent("run", f"internal error: {type(err).__name__}: {err}")
 
     def _drop(self) -> None:
+        if self._session is not None:
+            self._session.close()
         self._session = None
         gc.collect()  # a remote object in a cycle would keep the device from everybody
 
@@ -150,10 +152,7 @@ class Worker:
                 session = self._connected(task.queue_seconds, self._needs(task))
                 network = PreparedNetwork(session, task.spec)
             session.subject = index
-            with session.phase("run"):
-                for tensor, stack in zip(network.inputs, task.stacks, strict=True):
-                    session.refill(tensor, stack, index)
-                results.append(list(network.run()))
+            results.append(_run_one(session, network, task, index))
         session.forget()  # the cached inputs were overwritten
         paths = []
         for number, values in enumerate(zip(*results, strict=True)):
@@ -161,6 +160,16 @@ class Worker:
             np.save(path, np.stack(values), allow_pickle=False)
             paths.append(str(path))
         return tuple(paths)
+
+
+def _run_one(
+    session: RemoteSession, network: PreparedNetwork, task: RunTask, index: int
+) -> list[Array]:
+    # On its own so that no variable keeps a device tensor, and with it the old session.
+    with session.phase("run"):
+        for tensor, stack in zip(network.inputs, task.stacks, strict=True):
+            session.refill(tensor, stack, index)
+        return list(network.run())
 
 
 def main() -> None:

@@ -75,10 +75,12 @@ def convert_layout(data: Any, shape: tuple[int, ...], source: str, destination: 
         return te.compute(out, read, name="convert_layout")
 
     def blocked(n: Any, b: Any, y: Any, x: Any, i: Any) -> Any:
-        value = read(n, b * w + i, y, x)
+        channel = b * w + i
         if channels % w == 0:
-            return value
-        return tirx.if_then_else(b * w + i < channels, value, tirx.const(0, data.dtype))
+            return read(n, channel, y, x)
+        # A select on a legal read, not a test around it: the lanes stay a vector.
+        value = read(n, tirx.min(channel, channels - 1), y, x)
+        return tirx.Select(channel < channels, value, tirx.const(0, data.dtype))
 
     return te.compute(out, blocked, name="convert_layout")
 
