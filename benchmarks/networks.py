@@ -61,7 +61,8 @@ def main(
             for name in networks.split(",")
         ]  # fmt: skip
     except TvmxError as err:
-        sys.exit(f"error: {err.message}" + (f"\nhint: {err.hint}" if err.hint else ""))
+        say(f"error: {err.message}" + (f"\n  hint: {err.hint}" if err.hint else ""))
+        sys.exit(err.exit_code)
     _print(results, out)
 
 

@@ -79,7 +79,7 @@ def save_data(folder: Path, model: Path, *, labels: bool, wrong: int = 4) -> Pat
 
 
 class FakePool:
-    """Builds nothing: every job gives a library of its own, unless ``refuse`` names the template."""
+    """Builds nothing: each job gives a library of its own; templates in ``refuse`` fail."""
 
     refuse: frozenset[str] = frozenset()
 
@@ -146,13 +146,13 @@ def flat(label: str) -> float:
 
 @contextmanager
 def scripted(
-    script: Script = kernels(flat),
+    script: Script | None = None,
     network: Callable[[NetworkJob, Mapping[str, Any]], tuple[Any, ...]] | None = None,
     refuse: frozenset[str] = frozenset(),
     noise: float = 0.0,
 ) -> Iterator[FakeRunner]:
     """Explorations inside measure on a scripted device; nothing but whole networks is built."""
-    runner = FakeRunner(script, network=network, noise=noise)
+    runner = FakeRunner(script or kernels(flat), network=network, noise=noise)
     runner.close = lambda: None  # type: ignore[method-assign]
 
     @contextmanager

@@ -153,8 +153,8 @@ def networks(draw: Any, most: int = 8) -> onnx.ModelProto:
     for step in draw(st.lists(st.sampled_from(_STEPS), min_size=1, max_size=most)):
         getattr(builder, step)()
     if not any(node.op_type == "Conv" for node in builder.nodes):
-        builder.add("Conv", [builder.images[-1][0], builder.weight(8, builder.images[-1][1][1], 1, 1)],
-                    (batch, 8, *builder.images[-1][1][2:]))  # fmt: skip
+        name, (_, channels, *plane) = builder.images[-1]
+        builder.add("Conv", [name, builder.weight(8, channels, 1, 1)], (batch, 8, *plane))
     outputs = [builder.head()] if builder.pick(True, False) else [builder.images[-1][0]]
     outputs += [builder.pick(*builder.images)[0] for _ in range(builder.pick(0, 1, 2))]
     names = {}

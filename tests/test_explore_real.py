@@ -61,9 +61,7 @@ def start_and_kill(command: list[str], journal: Path, records: int) -> tuple[int
     """SIGKILL once there are so many records; how many children, and seconds until all are gone."""
     log = journal.parent.with_suffix(".log")
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, env=ENVIRONMENT, stdout=stream, stderr=stream
-        )
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=stream, stderr=stream)
     family: dict[int, psutil.Process] = {}
     try:
         end = time.monotonic() + 120
@@ -88,10 +86,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     data = save_data(folder, model, labels=True)
     out = folder / "run"
     command = [
-        *CLI, "explore", str(model), "--target", "host", "--trials", "16", "--data", str(data),
+        *CLI, "explore", str(model), "--target", "host", "--trials", "12", "--data", str(data),
         "--schedules", str(EXAMPLE), "--out", str(out), "--json",
     ]  # fmt: skip
-    children, gone = start_and_kill(command, out / "journal.jsonl", 14)
+    children, gone = start_and_kill(command, out / "journal.jsonl", 10)
     journal = (out / "journal.jsonl").read_bytes()
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False
@@ -124,7 +122,7 @@ def test_no_measurement_is_lost_or_repeated(killed: Killed) -> None:
 
 def test_the_continued_run_did_what_was_asked(killed: Killed) -> None:
     result = killed.result
-    assert result["measurements"] == 16
+    assert result["measurements"] == 12
     assert result["failures"] == 0
     assert Path(result["run"]) == killed.run
     baseline, best = (result["candidates"][result[k]] for k in ("baseline", "best"))
@@ -160,11 +158,11 @@ def test_a_finished_run_measures_no_kernel_again(killed: Killed) -> None:
     plans = {p.name: p.read_bytes() for p in (killed.run / "plans").iterdir()}
     copy = Path(shutil.copytree(killed.run, killed.folder / "copy"))
     result = explored(
-        killed.model, copy, trials=16, schedules=(EXAMPLE,), data=killed.folder / "data.npz"
+        killed.model, copy, trials=12, schedules=(EXAMPLE,), data=killed.folder / "data.npz"
     )
     assert (copy / "journal.jsonl").read_bytes() == before
     assert {p.name: p.read_bytes() for p in (copy / "plans").iterdir()} == plans
-    assert result.measurements == 16
+    assert result.measurements == 12
 
 
 # exported

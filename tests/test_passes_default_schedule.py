@@ -123,13 +123,13 @@ def test_layout_conversion(source: str, destination: str, shape: tuple[int, ...]
 # the loops
 
 
+LOOP = re.compile(r"T\.(parallel|vectorized)\((?:T\.int64\()?(\d+)")
+
+
 def loops(mod: Any) -> dict[str, list[tuple[str, int]]]:
     """(kind, extent) of every parallel and vectorised loop, by function."""
     return {
-        var.name_hint: [
-            (kind, int(extent))
-            for kind, extent in re.findall(r"T\.(parallel|vectorized)\((?:T\.int64\()?(\d+)", func.script())
-        ]
+        var.name_hint: [(kind, int(extent)) for kind, extent in LOOP.findall(func.script())]
         for var, func in mod.functions.items()
         if isinstance(func, tirx.PrimFunc)
     }

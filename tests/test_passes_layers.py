@@ -250,9 +250,7 @@ def test_the_workload_holds_every_attribute() -> None:
 
 def test_a_product_of_two_activations_is_no_layer() -> None:
     nodes = [make("MatMul", ["x", "z"], ["m"]), make("MatMul", ["m", "w"], ["y"], name="fc")]
-    proto = graph_model(
-        nodes, {"x": (3, 5), "z": (5, 4)}, {"y": (3, 6)}, {"w": array(4, 6)}
-    )
+    proto = graph_model(nodes, {"x": (3, 5), "z": (5, 4)}, {"y": (3, 6)}, {"w": array(4, 6)})
     network = network_of(proto)
     assert epilogues(network) == {"fc": ""}
     assert kinds(network) == ["opaque", "layer"]

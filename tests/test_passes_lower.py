@@ -138,8 +138,9 @@ def test_a_kernel_is_emitted_once_for_equal_layers() -> None:
         make("Conv", ["a", "v"], ["y"], name="two", pads=[1] * 4),
     ]
     proto = graph_model(
-        nodes, {"x": (1, 16, 8, 8)}, {"y": None}, {"w": array(16, 16, 3, 3), "v": array(16, 16, 3, 3)}
-    )
+        nodes, {"x": (1, 16, 8, 8)}, {"y": None},
+        {"w": array(16, 16, 3, 3), "v": array(16, 16, 3, 3)},
+    )  # fmt: skip
     lowered = check_plan(proto)
     assert sum("conv2d" in gv.name_hint for gv in lowered.mod.get_global_vars()) == 1
     assert set(lowered.weights_bytes) == {"one", "two"}
