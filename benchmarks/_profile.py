@@ -181,8 +181,7 @@ def _layers(
             raise MeasureError(f"call {call.kernel} is not layer {choice.layer!r}")
         groups[choice.workload, choice.implementation.template].append((choice, call))
     return tuple(
-        _layer_row(context, layers[group[0][0].layer].workload, group)
-        for group in groups.values()
+        _layer_row(context, layers[group[0][0].layer].workload, group) for group in groups.values()
     )
 
 

@@ -124,11 +124,13 @@ class Conv2dDirect(ScheduleTemplate):
                 "pad": ["root", "task"],
             },
             default=_default(workload, g, target, *tiles[0]),
-            constraint=lambda c: fits_registers(target, c["oc_tile"], c["ow_tile"])
-            and _units(g, c["ow_tile"]) % c["chunk"] == 0
-            and (
-                c["pad"] == "root"
-                or (c["order"] == "row" and _copies_input(workload, g, c["ow_tile"]))
+            constraint=lambda c: (
+                fits_registers(target, c["oc_tile"], c["ow_tile"])
+                and _units(g, c["ow_tile"]) % c["chunk"] == 0
+                and (
+                    c["pad"] == "root"
+                    or (c["order"] == "row" and _copies_input(workload, g, c["ow_tile"]))
+                )
             ),
         )
 

@@ -91,9 +91,12 @@ class Conv2dIm2col(ScheduleTemplate):
                 "chunk": list(CHUNKS),
             },
             default={"oc_tile": oc_tile, "nv": nv, "flatten": flatten, "chunk": chunk},
-            constraint=lambda c: fits_registers(target, c["nv"], c["oc_tile"])
-            and Pixels.of(workload, c["flatten"], c["nv"] * v).padded % (c["chunk"] * c["nv"] * v)
-            == 0,
+            constraint=lambda c: (
+                fits_registers(target, c["nv"], c["oc_tile"])
+                and Pixels.of(workload, c["flatten"], c["nv"] * v).padded
+                % (c["chunk"] * c["nv"] * v)
+                == 0
+            ),
         )
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
@@ -193,9 +196,7 @@ def _compute(w: Conv2dWorkload, pixels: Pixels, oc_tile: int) -> Any:
         value = pixel(n, channel, tap, y, x) if col is None else col[n, channel, tap, y, x]
         return te.sum(value * weight[b, rk, m], axis=rk)
 
-    gemm = te.compute(
-        (w.batch, blocks, oc_tile, pixels.rows, pixels.padded), product, name="gemm"
-    )
+    gemm = te.compute((w.batch, blocks, oc_tile, pixels.rows, pixels.padded), product, name="gemm")
     tile = te.compute(gemm.shape, lambda *i: gemm(*i), name="tile")
     out = te.compute(
         shape,

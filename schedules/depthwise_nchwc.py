@@ -79,9 +79,11 @@ class DepthwiseNchwc(ScheduleTemplate):
                 "chunk": _rows_per_task(workload, target),
                 "unroll": False,
             },
-            constraint=lambda c: c["oh_tile"] * c["ow_tile"] <= budget
-            and c["chunk"] % c["oh_tile"] == 0
-            and not (c["unroll"] and c["oh_tile"] * c["ow_tile"] * taps > MAX_UNROLLED),
+            constraint=lambda c: (
+                c["oh_tile"] * c["ow_tile"] <= budget
+                and c["chunk"] % c["oh_tile"] == 0
+                and not (c["unroll"] and c["oh_tile"] * c["ow_tile"] * taps > MAX_UNROLLED)
+            ),
         )
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:

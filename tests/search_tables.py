@@ -54,9 +54,7 @@ def random_table(
         transition_key(load.out_shape, src, dst): rng.uniform(0, border)
         for src, dst in itertools.permutations(LAYOUTS, 2)
     }
-    return CostTable(
-        layers=tuple(rows), transitions=transitions, workloads={load.digest: load}
-    )
+    return CostTable(layers=tuple(rows), transitions=transitions, workloads={load.digest: load})
 
 
 def residual_edges(layers: int) -> list[tuple[int, ...]]:

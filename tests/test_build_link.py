@@ -29,8 +29,13 @@ int f(void) { return TVMFFIErrorSetRaisedFromCStr(); }
 
 def target(arch: str, glibc: str = "2.28") -> Target:
     return Target(
-        name=f"test-{arch}", description="", triple=f"{arch}-linux-gnu", cpu="generic",
-        glibc=glibc, memory_mib=512, clusters=(CLUSTER,),
+        name=f"test-{arch}",
+        description="",
+        triple=f"{arch}-linux-gnu",
+        cpu="generic",
+        glibc=glibc,
+        memory_mib=512,
+        clusters=(CLUSTER,),
     )
 
 
@@ -180,7 +185,7 @@ def test_foreign_dependencies_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(LINKER_ENV, "g++")
     with pytest.raises(LinkerError, match=r"libstdc\+\+"):
         link([code], tmp_path / "out.so", target(host_arch()))
-    code.write_text("extern \"C\" int f() { return 1; }\n")
+    code.write_text('extern "C" int f() { return 1; }\n')
     link([code], tmp_path / "out.so", target(host_arch()))
     assert not any("stdc++" in name for name in read_elf(tmp_path / "out.so").needed)
 

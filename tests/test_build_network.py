@@ -22,8 +22,12 @@ RNG = np.random.default_rng(0)
 def target(arch: str) -> Target:
     cpu = {"x86_64": "x86-64", "aarch64": "cortex-a53"}[arch]
     return Target(
-        name=f"test-{arch}", description="", triple=f"{arch}-linux-gnu", cpu=cpu,
-        memory_mib=512, clusters=(CLUSTER,),
+        name=f"test-{arch}",
+        description="",
+        triple=f"{arch}-linux-gnu",
+        cpu=cpu,
+        memory_mib=512,
+        clusters=(CLUSTER,),
     )
 
 
@@ -48,8 +52,13 @@ def network(weights: list[np.ndarray[Any, Any]], bias: np.ndarray[Any, Any]) -> 
         builder.emit_func_output(output)
     passes = relax.transform
     return tvm.transform.Sequential(
-        [passes.LegalizeOps(), passes.AnnotateTIROpPattern(), passes.FoldConstant(),
-         passes.FuseOps(), passes.FuseTIR()]
+        [
+            passes.LegalizeOps(),
+            passes.AnnotateTIROpPattern(),
+            passes.FoldConstant(),
+            passes.FuseOps(),
+            passes.FuseTIR(),
+        ]
     )(builder.get())
 
 
@@ -63,8 +72,9 @@ def reference(
 
 
 def parameters(n: int, layers: int) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    weights = [RNG.standard_normal((n, n), dtype=np.float32) / np.float32(n**0.5)
-               for _ in range(layers)]
+    weights = [
+        RNG.standard_normal((n, n), dtype=np.float32) / np.float32(n**0.5) for _ in range(layers)
+    ]
     return weights, RNG.standard_normal(n, dtype=np.float32)
 
 
@@ -201,7 +211,11 @@ def test_loading_copies_no_weights(tmp_path: Path) -> None:
     built = build_network(network(weights, bias), HOST, tmp_path / "net.so")
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(built.path)],
-        capture_output=True, text=True, timeout=60, check=True, env={**os.environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ},
     )
     loaded, after_run = (int(word) for word in done.stdout.split())
     assert loaded < 0.1 * built.weights_bytes

@@ -76,8 +76,12 @@ WORKLOAD = DenseWorkload(batch=2, in_features=8, out_features=8)
 def target(arch: str) -> Target:
     cpu = {"x86_64": "x86-64", "aarch64": "cortex-a53"}[arch]
     return Target(
-        name=f"test-{arch}", description="", triple=f"{arch}-linux-gnu", cpu=cpu,
-        memory_mib=512, clusters=(CLUSTER,),
+        name=f"test-{arch}",
+        description="",
+        triple=f"{arch}-linux-gnu",
+        cpu=cpu,
+        memory_mib=512,
+        clusters=(CLUSTER,),
     )
 
 

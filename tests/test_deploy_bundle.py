@@ -33,9 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 CLUSTER = Cluster(core="any", count=2, clock_mhz=1000, in_order=True, l1d_kib=32, l2_kib=512)
 HOST = Target(
-    name="host", description="", triple=f"{host_arch()}-linux-gnu",
+    name="host",
+    description="",
+    triple=f"{host_arch()}-linux-gnu",
     cpu={"x86_64": "x86-64", "aarch64": "cortex-a53"}[host_arch()],
-    memory_mib=512, clusters=(CLUSTER,),
+    memory_mib=512,
+    clusters=(CLUSTER,),
 )
 PLAN = Plan(model="feedfacefeedface", target="host", choices=())
 N = 32
@@ -66,16 +69,32 @@ class Parts:
         self.weight = weight
         spec = {"shape": (1, N), "dtype": "float32"}
         self.manifest = Manifest(
-            model="toy", model_digest=PLAN.model, plan_digest=PLAN.digest, target="host",
-            triple=HOST.triple, cpu=HOST.cpu, versions=installed_versions(),
+            model="toy",
+            model_digest=PLAN.model,
+            plan_digest=PLAN.digest,
+            target="host",
+            triple=HOST.triple,
+            cpu=HOST.cpu,
+            versions=installed_versions(),
             inputs=tuple(TensorSpec(name=n, **spec) for n in names),
             outputs=tuple(TensorSpec(name=n, **spec) for n in ("y", "twice")),
             sizes=Sizes(
-                library_bytes=built.bytes, weights_bytes=built.weights_bytes,
-                arena_bytes=built.arena_bytes, scratch_bytes=built.scratch_bytes,
+                library_bytes=built.bytes,
+                weights_bytes=built.weights_bytes,
+                arena_bytes=built.arena_bytes,
+                scratch_bytes=built.scratch_bytes,
             ),
-            figures=(Figure(metric="latency", value=12.5, unit="us", spread=0.5, device="host",
-                            threads=1, paired_with="baseline"),),
+            figures=(
+                Figure(
+                    metric="latency",
+                    value=12.5,
+                    unit="us",
+                    spread=0.5,
+                    device="host",
+                    threads=1,
+                    paired_with="baseline",
+                ),
+            ),
             measured_on_target=True,
         )
 
@@ -85,8 +104,11 @@ class Parts:
 
     def write(self, out: Path, **changes: Any) -> Bundle:
         values: dict[str, Any] = {
-            "library": self.library, "manifest": self.manifest, "golden_inputs": self.inputs,
-            "golden_outputs": self.outputs, "plan": PLAN,
+            "library": self.library,
+            "manifest": self.manifest,
+            "golden_inputs": self.inputs,
+            "golden_outputs": self.outputs,
+            "plan": PLAN,
         }
         return write_bundle(out, **(values | changes))
 
@@ -102,7 +124,12 @@ def run(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment["TVM_USE_RUNTIME_LIB"] = "1"
     return subprocess.run(
         [sys.executable, "-P", str(bundle / "run.py"), *arguments],
-        capture_output=True, text=True, timeout=60, check=False, env=environment, cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+        cwd="/",
     )
 
 
@@ -113,7 +140,11 @@ def test_round_trip(parts: Parts, tmp_path: Path) -> None:
     assert loaded == written
     assert loaded.manifest.model_copy(update={"files": {}}) == parts.manifest
     assert sorted(p.name for p in out.iterdir()) == [
-        "golden.npz", "manifest.json", "model.so", "plan.json", "run.py"
+        "golden.npz",
+        "manifest.json",
+        "model.so",
+        "plan.json",
+        "run.py",
     ]
     assert set(loaded.manifest.files) == {"golden.npz", "model.so", "plan.json", "run.py"}
     assert loaded.plan == PLAN
@@ -156,8 +187,11 @@ def test_runner_sees_a_wrong_output(parts: Parts, tmp_path: Path) -> None:
     bundle = parts.write(tmp_path / "bundle", golden_outputs=wrong)
     done = run(bundle.path)
     assert done.returncode == 1
-    verdicts = {line.split("'")[1]: line.rsplit(" ", 1)[1]
-                for line in done.stdout.splitlines() if line.startswith("output")}
+    verdicts = {
+        line.split("'")[1]: line.rsplit(" ", 1)[1]
+        for line in done.stdout.splitlines()
+        if line.startswith("output")
+    }
     assert verdicts == {"y": "right", "twice": "WRONG"}
 
 
@@ -350,7 +384,10 @@ def test_no_room_leaves_the_old_bundle(
 def test_importable_without_tvm() -> None:
     code = "import sys, tvmx.deploy, tvmx.build, tvmx.store; sys.exit('tvm' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        timeout=60,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0

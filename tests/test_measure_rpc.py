@@ -224,9 +224,7 @@ def _pid(farm: LocalFarm, what: str) -> int:
     return next(pid for name, pid in farm.processes.items() if name.startswith(what))
 
 
-@pytest.mark.parametrize(
-    "fault", [_kill_server, _stop_server, _kill_tracker, _kill_listener_child]
-)
+@pytest.mark.parametrize("fault", [_kill_server, _stop_server, _kill_tracker, _kill_listener_child])
 def test_faults_between_jobs_cost_no_job(
     fault: Fault, farm: LocalFarm, libraries: Libraries
 ) -> None:

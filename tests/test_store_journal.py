@@ -256,7 +256,10 @@ def test_no_room_on_the_disk(tmp_path: Path) -> None:
     code = FULL.format(root=str(ROOT), tests=str(ROOT / "tests"))
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "j")],
-        timeout=60, capture_output=True, text=True, check=False,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 7, done.stderr
     assert list(Journal(tmp_path / "j").records()) == [record(0), record(2)]

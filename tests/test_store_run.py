@@ -152,7 +152,9 @@ sys.stdin.read()
 def test_lock_of_a_live_process_holds_and_of_a_killed_one_does_not(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER.format(root=str(ROOT)), str(tmp_path / "run")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"

@@ -16,7 +16,7 @@ from tvmx.templates import Registry, TemplateRef, fingerprint_of, load_template
 from tvmx.templates import _registry as registry_module
 
 TOY = textwrap.dedent(
-    '''
+    """
     from tvmx.templates import ScheduleTemplate
 
     class Toy(ScheduleTemplate):
@@ -26,7 +26,7 @@ TOY = textwrap.dedent(
         def layouts(self, workload, target): return ("NC", "NC")
         def space(self, workload, target): raise NotImplementedError
         def build(self, workload, config, target): raise NotImplementedError
-    '''
+    """
 )
 
 

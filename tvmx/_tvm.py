@@ -25,7 +25,7 @@ finally:
 if TYPE_CHECKING:
     from tvmx.targets import Target
 
-__all__ = ["make_target", "build_module", "relax", "s_tir", "te", "tirx", "topi", "tvm"]
+__all__ = ["build_module", "make_target", "relax", "s_tir", "te", "tirx", "topi", "tvm"]
 
 VERSION: str = tvm.__version__
 

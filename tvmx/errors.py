@@ -68,9 +68,7 @@ class CorruptModelError(ModelError):
 class UnsupportedOpError(ModelError):
     """The model uses operators no frontend knows; ``ops`` maps each to its node names."""
 
-    def __init__(
-        self, message: str, *, ops: dict[str, list[str]], hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, ops: dict[str, list[str]], hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.ops = ops
 

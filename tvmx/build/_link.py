@@ -123,8 +123,13 @@ def _run(
             if linker.is_zig:
                 environment.update(_zig_environment(scratch))
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, errors="replace",
-                timeout=_TIMEOUT_S, check=False,
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_S,
+                check=False,
             )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise LinkerError(f"linking {output.name} with {linker.origin} failed: {err}") from err

@@ -46,9 +46,7 @@ def build_network(mod: Any, target: Target, path: Path) -> NetworkBuild:
         scratch = max(scratch_bytes(lowered, target).values(), default=0)
         arena = arena_bytes(lowered)
         lowered, table = take_weights(lowered)
-        executable = relax.build(
-            lowered, target=_tvm.make_target(target), relax_pipeline=None
-        )
+        executable = relax.build(lowered, target=_tvm.make_target(target), relax_pipeline=None)
     except Exception as err:
         # TVM raises ValueError, TypeError, RuntimeError and errors of its own alike.
         text = " ".join(str(err).strip().splitlines()[-3:])[:600]

@@ -116,7 +116,11 @@ class BuildPool:
         inner.add_done_callback(lambda done: self._finish(job, outer, retries, pool, done))
 
     def _finish(
-        self, job: KernelBuild, outer: Future[BuildResult], retries: int, pool: ProcessPool,
+        self,
+        job: KernelBuild,
+        outer: Future[BuildResult],
+        retries: int,
+        pool: ProcessPool,
         inner: Any,
     ) -> None:
         try:
@@ -135,7 +139,11 @@ class BuildPool:
         self._deliver(outer, result)
 
     def _pool_broke(
-        self, job: KernelBuild, outer: Future[BuildResult], retries: int, pool: ProcessPool,
+        self,
+        job: KernelBuild,
+        outer: Future[BuildResult],
+        retries: int,
+        pool: ProcessPool,
         err: Exception,
     ) -> None:
         """An idle worker died, which pebble takes for the end of the pool: go on with a new one."""

@@ -66,7 +66,9 @@ class WeightTable:
                 " NULL, NULL},"
             )
         return _CODE.format(
-            shapes="\n".join(shapes), entries="\n".join(entries), count=len(entries),
+            shapes="\n".join(shapes),
+            entries="\n".join(entries),
+            count=len(entries),
             function=FUNCTION,
         )
 

@@ -105,14 +105,10 @@ def _arguments(func: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
     return tuple((tuple(int(n) for n in b.shape), str(b.dtype)) for b in func.params)
 
 
-def _failed(
-    kind: FailureKind, job: KernelBuild, err: BaseException, start: float
-) -> BuildResult:
+def _failed(kind: FailureKind, job: KernelBuild, err: BaseException, start: float) -> BuildResult:
     text = str(err).strip() if isinstance(err, BuildError | TemplateError) else _last_lines(err)
     message = f"{job.describe()}: {text}"
-    return BuildResult(
-        error=BuildFailure(kind, message), seconds=time.perf_counter() - start
-    )
+    return BuildResult(error=BuildFailure(kind, message), seconds=time.perf_counter() - start)
 
 
 def _last_lines(err: BaseException) -> str:

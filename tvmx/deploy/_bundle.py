@@ -160,9 +160,7 @@ def _check_consistent(
             f" {', '.join(spec.name for spec in manifest.inputs)}"
         )
     if len(outputs) != len(manifest.outputs):
-        raise BundleError(
-            f"{len(outputs)} golden outputs, the model has {len(manifest.outputs)}"
-        )
+        raise BundleError(f"{len(outputs)} golden outputs, the model has {len(manifest.outputs)}")
     for spec in manifest.inputs:
         _check_array("golden input", spec, inputs[spec.name])
     for spec, array in zip(manifest.outputs, outputs, strict=True):

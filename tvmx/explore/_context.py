@@ -14,7 +14,7 @@ from tvmx.targets import Target, load_target
 from tvmx.templates import Registry
 
 if TYPE_CHECKING:
-    from tvmx.ir import Layer, Model
+    from tvmx.ir import Implementation, Layer, Model
     from tvmx.passes import Network
 
 
@@ -92,13 +92,12 @@ class Context:
             ]
         return tasks
 
-    def layouts(self) -> list[str]:
-        """The layouts any legal implementation reads or writes, plain among them."""
-        from tvmx.ir import PLAIN, block_of
-
-        found = {PLAIN}
-        for task in self.tasks():
-            for layout in (task.implementation.layout, task.implementation.data_layout):
-                if block_of(layout):
-                    found.add(layout)
-        return sorted(found)
+    def options(self) -> dict[int, list[Implementation]]:
+        """Layer index -> the implementations it may get, for every covered layer."""
+        return {
+            layer.index: [
+                entry.implementation(layer.workload, self.target)
+                for entry in self.registry.legal(layer.workload, self.target)
+            ]
+            for layer in self.covered
+        }

@@ -31,6 +31,6 @@ def dry_run(request: ExploreRequest) -> DryRun:
         model=str(request.model), target=context.target.name,
         layers=len(context.network.graph.layers), covered=len(covered),
         workloads=list(workloads.values()),
-        conversions=len(possible_conversions(context.network.graph, context.layouts())),
+        conversions=len(possible_conversions(context.network.graph, context.options())),
         notes=notes,
     )  # fmt: skip

@@ -112,7 +112,8 @@ class KernelEvaluator:
             if twin is not None:
                 results[index] = self._record(pending.key, twin)
             else:
-                jobs.append((index, self._job(pending, built), built.digest))
+                assert built.library is not None
+                jobs.append((index, self._job(pending, built.library), built.digest))
         self._measure(batch, jobs, results, policy)
         return [r for r in results if r is not None]
 
@@ -147,20 +148,26 @@ class KernelEvaluator:
         known = [m for key in keys if (m := self.recall(key)) is not None]
         if len(known) == len(keys):
             return known
-        builds = [self._pool.submit(self._build_job(task, config)) for config in configs]
-        built = [build.result() for build in builds]
-        if not all(b.ok for b in built):
+        # The libraries are still there unless this run was resumed elsewhere.
+        jobs = [self._build_job(task, config) for config in configs]
+        builds = {j: self._pool.submit(j) for j in jobs if not j.library.is_file()}
+        if not all(build.result().ok for build in builds.values()):
             return []
-        jobs = [
-            self._job(Pending(task, config, key), result)
-            for config, key, result in zip(configs, keys, built, strict=True)
-        ]
-        measured = self._runner.compare(jobs, rounds, TimingPolicy.quick())
-        for job in jobs:
-            job.library.unlink(missing_ok=True)
+        measured = self._runner.compare(
+            [
+                self._job(Pending(task, config, key), job.library)
+                for config, key, job in zip(configs, keys, jobs, strict=True)
+            ],
+            rounds, TimingPolicy.quick(),
+        )  # fmt: skip
         if not all(m.ok for m in measured):
             return []
         return [self._record(key, m) for key, m in zip(keys, measured, strict=True)]
+
+    def clear(self) -> None:
+        """Delete the kernel libraries; a later resume builds what it needs again."""
+        for library in self._folder.glob("*.so"):
+            library.unlink(missing_ok=True)
 
     def _build_job(self, task: Task, config: Config) -> KernelBuild:
         return KernelBuild.of(
@@ -181,13 +188,12 @@ class KernelEvaluator:
         def journal(number: int, measurement: Measurement) -> None:
             if measurement.device_fault:
                 return
-            index, job, digest = jobs[number]
+            index, _, digest = jobs[number]
             pending = batch[index]
             if measurement.ok:
                 self._binaries[pending.task.workload.digest, digest] = measurement
             results[index] = self._record(pending.key, measurement)
             self.measured += 1
-            job.library.unlink(missing_ok=True)
 
         self._on_device([job for _, job, _ in jobs], policy, journal)
 
@@ -227,8 +233,7 @@ class KernelEvaluator:
         self.failed += not measurement.ok
         return measurement
 
-    def _job(self, pending: Pending, built: BuildResult) -> KernelJob:
-        assert built.library is not None
+    def _job(self, pending: Pending, library: Path) -> KernelJob:
         task, operands = pending.task, self._operands_of(pending.task.workload)
         kernel = task.entry.template.build(task.workload, pending.config, self._target)
         implementation = task.implementation
@@ -242,7 +247,7 @@ class KernelEvaluator:
             inputs.append(to_physical(operands.residual, implementation.layout))
         expected = to_physical(operands.expected, implementation.layout)
         return KernelJob(
-            library=built.library, symbol=SYMBOL, inputs=tuple(inputs),
+            library=library, symbol=SYMBOL, inputs=tuple(inputs),
             out_shape=expected.shape, expected=expected, layout=implementation.layout,
             channels=task.workload.out_shape[1], label=f"{task.label} {pending.config!r}",
         )  # fmt: skip

@@ -34,7 +34,7 @@ from tvmx.targets import load_target
 
 _ROUNDS = 15
 _DEFAULT_BUDGET_S = 600.0
-_RETIME_S = 1.0  # what re-timing one workload takes, about
+_RETIME_S = 0.6  # what re-timing one workload takes, about
 
 
 def explore(request: ExploreRequest, progress: Progress | None = None) -> ExploreResult:
@@ -80,7 +80,7 @@ class _Exploration:
             self.progress.stage("baseline")
             self._prepare()
             self.runner = opening.result()
-            self._check_baseline()
+            self._reserve(self._check_baseline())
             # Locally one core measures; building on it would show in the figures.
             workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
             self.evaluator = self._evaluator(stack.enter_context(BuildPool(workers)))
@@ -92,7 +92,6 @@ class _Exploration:
 
     def _prepare(self) -> None:
         """Golden data and the baseline's library; the time it takes sets the reserve."""
-        before = self.budget.elapsed_s
         self.reference = Reference(self.context.model)
         self.inputs = self._golden_inputs()
         self.expected = self.reference(self.inputs)
@@ -100,10 +99,17 @@ class _Exploration:
         plan = baseline_plan(
             self.context.network, self.context.registry, self.context.target, self.request.seed
         )
+        before = self.budget.elapsed_s
         self.baseline = self._build("baseline", plan)
+        self.build_s = self.budget.elapsed_s - before
+
+    def _reserve(self, baseline: Measurement) -> None:
+        """Keep back what re-timing and whole networks will take, going by the baseline."""
+        plans = KEPT + 1
+        latency_s = max((baseline.median_us or 0.0) / 1e6, 0.02)
         workloads = len({layer.workload.digest for layer in self.layers})
-        built = self.budget.elapsed_s - before
-        self.budget.reserve((KEPT + 1) * (built + 1.5) + _RETIME_S * workloads)
+        measuring = (plans + 1) * (1.2 * _ROUNDS * latency_s + 1.0)
+        self.budget.reserve(plans * self.build_s + measuring + _RETIME_S * workloads)
 
     def _check_baseline(self) -> Measurement:
         job = network_job(self.baseline, self.inputs, self.expected)
@@ -120,7 +126,7 @@ class _Exploration:
             target=self.context.target, target_key=self.context.target_key,
             device=device_key(self.request.tracker), threads=self.request.threads,
             versions=versions(), journal=self.folder.journal, runner=self.runner, pool=pool,
-            folder=self.folder.work,
+            folder=self.folder.work / "kernels",
         )  # fmt: skip
 
     def _load_data(self) -> Dataset | None:
@@ -235,5 +241,6 @@ class _Exploration:
             measurements=tuning.trials, failures=self.evaluator.failed,
             seconds=self.budget.elapsed_s, reference=self.reference.name, notes=self.notes,
         )  # fmt: skip
+        self.evaluator.clear()
         self.folder.save_result(result.model_dump(mode="json"))
         return result

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tvmx.explore._context import Context
     from tvmx.explore._request import Objective
 
-KEPT = 4
+KEPT = 3
 """How many of the agent's plans are built whole."""
 _EPISODES_PER_LAYER = 40
 _MAX_EPISODES = 2000

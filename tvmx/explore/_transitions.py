@@ -75,7 +75,7 @@ def measure_transitions(context: Context, evaluator: KernelEvaluator) -> dict[Co
         MeasureError: a conversion fails on the device; without its cost no plan can be priced.
     """
     costs: dict[ConversionKey, float] = {}
-    conversions = possible_conversions(context.network.graph, context.layouts())
+    conversions = possible_conversions(context.network.graph, context.options())
     with tempfile.TemporaryDirectory(prefix="tvmx-borders-") as scratch:
         named = [
             (conversion_workload(c), partial(conversion_job, c, context.target, Path(scratch)))

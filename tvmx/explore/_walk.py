@@ -7,6 +7,7 @@ from typing import cast
 
 from tvmx.errors import UsageError
 from tvmx.ir import (
+    PLAIN,
     Conversion,
     Implementation,
     LayoutWalk,
@@ -14,6 +15,7 @@ from tvmx.ir import (
     Node,
     Placement,
     WalkState,
+    plain_or_blocked,
     value_bytes,
 )
 
@@ -92,18 +94,48 @@ class GraphBorderWalk:
         return sum(self._costs[c.key] for c in conversions)
 
 
-def possible_conversions(graph: NetworkGraph, layouts: Sequence[str]) -> list[Conversion]:
-    """One conversion per distinct (shape, source, destination) that some plan may need."""
+def possible_conversions(
+    graph: NetworkGraph, options: Mapping[int, Sequence[Implementation]]
+) -> list[Conversion]:
+    """One conversion per distinct (shape, source, destination) that some plan may need.
+
+    ``options`` maps layer index to the implementations it may get; layers that are missing
+    run in the plain layout. The layouts each value may be made in are propagated through the
+    network by the rules of :class:`tvmx.ir.LayoutWalk`.
+    """
+    made: dict[int, set[str]] = {v: {PLAIN} for v in graph.inputs}
+    wanted: dict[int, set[str]] = {v: {PLAIN} for v in graph.outputs}
+    for node in graph.nodes:
+        reads, writes = _possible(graph, node, [made[v] for v in node.inputs], options)
+        for value, layouts in zip(node.inputs, reads, strict=True):
+            wanted.setdefault(value, set()).update(layouts)
+        made[node.output] = writes
     found: dict[ConversionKey, Conversion] = {}
-    for value, shape in enumerate(graph.shapes):
-        if len(shape) != 4:
-            continue
-        for source in layouts:
-            for destination in layouts:
-                if source != destination:
-                    conversion = Conversion(value, shape, source, destination)
-                    found.setdefault(conversion.key, conversion)
+    for value in sorted(wanted):
+        for source in sorted(made[value]):
+            for destination in sorted(wanted[value] - {source}):
+                conversion = Conversion(value, graph.shapes[value], source, destination)
+                found.setdefault(conversion.key, conversion)
     return list(found.values())
+
+
+def _possible(
+    graph: NetworkGraph, node: Node, homes: list[set[str]],
+    options: Mapping[int, Sequence[Implementation]],
+) -> tuple[list[set[str]], set[str]]:  # fmt: skip
+    """The layouts a node may read each input in, and may write."""
+    chosen = options.get(node.layer, ()) if node.layer is not None else ()
+    if chosen:
+        writes = {plain_or_blocked(i.layout) for i in chosen}
+        first = {plain_or_blocked(i.data_layout) for i in chosen}
+        return [first, *[writes] * (len(homes) - 1)], writes
+    four_d = all(len(graph.shapes[v]) == 4 for v in node.inputs)
+    if node.kind in ("follow", "concat") and four_d:
+        either = set().union(*homes) | ({PLAIN} if node.kind == "concat" else set())
+        return [either] * len(homes), either
+    if node.kind == "flatten":
+        return [homes[0] | {PLAIN}], {PLAIN}
+    return [{PLAIN}] * len(homes), {PLAIN}
 
 
 def estimate_arena(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> int:

@@ -11,6 +11,7 @@ from tvmx.ir._graph import (
     NodeKind,
     Placement,
     WalkState,
+    plain_or_blocked,
     value_bytes,
 )
 from tvmx.ir._implementation import Implementation
@@ -38,6 +39,7 @@ __all__ = [
     "MATRIX", "PLAIN", "Config", "Conv2dWorkload", "Conversion", "CostTable", "DenseWorkload",
     "Epilogue", "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model",
     "NetworkGraph", "Node", "NodeKind", "Placement", "Plan", "SourceNode", "Space", "TensorSpec",
-    "WalkState", "Workload", "block_of", "blocked", "ceil_div", "physical_shape", "to_logical",
+    "WalkState", "Workload", "block_of", "blocked", "ceil_div", "physical_shape",
+    "plain_or_blocked", "to_logical",
     "to_physical", "transition_key", "value_bytes", "workload_from_json",
 ]  # fmt: skip

@@ -93,7 +93,8 @@ class Placement:
     writes: str
 
 
-def _plain(layout: str) -> str:
+def plain_or_blocked(layout: str) -> str:
+    """The layout as the walk tells them apart: every unblocked one (NC too) is plain."""
     return layout if block_of(layout) else PLAIN
 
 
@@ -155,9 +156,9 @@ class LayoutWalk:
     ) -> tuple[tuple[str, ...], str]:
         homes = [self._layouts[v][0] for v in node.inputs]
         if node.kind == "layer" and implementation is not None:
-            writes = _plain(implementation.layout)
+            writes = plain_or_blocked(implementation.layout)
             rest = (writes,) * (len(node.inputs) - 1)
-            return (_plain(implementation.data_layout), *rest), writes
+            return (plain_or_blocked(implementation.data_layout), *rest), writes
         if node.kind == "follow":
             layout = self._follow(node.inputs, homes)
             return (layout,) * len(homes), layout

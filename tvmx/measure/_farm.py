@@ -76,9 +76,7 @@ class LocalFarm:
             pids["tracker"] = self._tracker.worker_pid or 0
         return pids
 
-    def runner(
-        self, *, timeouts: Timeouts | None = None, arch: str | None = None
-    ) -> RpcRunner:
+    def runner(self, *, timeouts: Timeouts | None = None, arch: str | None = None) -> RpcRunner:
         """A runner on all servers of the farm, which repairs them when candidates break them."""
         self.ensure()  # a server whose last client was killed takes a moment to register again
         return RpcRunner(

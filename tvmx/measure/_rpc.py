@@ -167,9 +167,7 @@ class RpcRunner(Runner):
         # A candidate that hung keeps a board busy until the server ends the session by itself.
         return self.timeouts.queue + max(0.0, self._blocked_until - time.monotonic())
 
-    def _call(
-        self, session: Session, make: Callable[[Spool], Task]
-    ) -> DoneEvent | FailedEvent:
+    def _call(self, session: Session, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
         """One task; tried again once when the device failed, or died under the candidate."""
         event = session.call(make)
         if isinstance(event, DoneEvent):

@@ -30,9 +30,7 @@ def exposure_warning(host: str) -> str | None:
     )
 
 
-def board_commands(
-    key: str, tracker: str, port: int = 9090, host: str = "0.0.0.0"
-) -> list[str]:
+def board_commands(key: str, tracker: str, port: int = 9090, host: str = "0.0.0.0") -> list[str]:
     """The two commands that make a board a device. Only TVM is installed there.
 
     ``tracker`` is HOST:PORT as the board sees it; the server listens on ``host``, at ``port`` or
@@ -94,9 +92,7 @@ def serve_forever(
     _forever(GuardedProcess("tvmx.measure._child", args, env=env), f"server {key!r}", on_ready)
 
 
-def _forever(
-    process: GuardedProcess, what: str, on_ready: Callable[[int], None] | None
-) -> None:
+def _forever(process: GuardedProcess, what: str, on_ready: Callable[[int], None] | None) -> None:
     try:
         port = int(process.ready(_START_SECONDS)["port"])
         if on_ready is not None:

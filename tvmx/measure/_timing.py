@@ -31,9 +31,7 @@ class TimingPolicy:
     @classmethod
     def careful(cls) -> TimingPolicy:
         """For final figures: 15 repeats of at least 20 ms, at least three of long networks."""
-        return cls(
-            min_repeat_ms=20.0, repeats=15, min_repeats=3, max_total_ms=5000.0, warmup=2
-        )
+        return cls(min_repeat_ms=20.0, repeats=15, min_repeats=3, max_total_ms=5000.0, warmup=2)
 
     def calls(self, estimate_us: float) -> int:
         """Calls per repeat for a kernel of about this latency."""

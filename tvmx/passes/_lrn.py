@@ -75,9 +75,7 @@ class _Matcher:
         if bias <= 0 or scale < 0:
             return None
         size, before = window
-        return Lrn(
-            divide.args[0], (*members, last), shape, size, before, scale / size, bias, beta
-        )
+        return Lrn(divide.args[0], (*members, last), shape, size, before, scale / size, bias, beta)
 
     def _chain(self, expr: Any, ops: Sequence[str]) -> tuple[list[int], list[Any]] | None:
         """Calls of ``ops`` that ``expr`` goes through, each the only reader of the next."""
@@ -229,5 +227,3 @@ def _blocked(lrn: Lrn, layout: str) -> Any:
     _, lane = sch.split(sch.get_loops(copy)[-1], [None, v])
     sch.vectorize(lane)
     return sch.mod["main"]
-
-

@@ -7,6 +7,13 @@ from tvmx.store._run import Run
 from tvmx.store._settings import RunSettings
 
 __all__ = [
-    "Journal", "MeasurementKey", "MeasurementRecord", "Run", "RunSettings", "make_folder",
-    "sync_folder", "unwritable", "write_atomic",
+    "Journal",
+    "MeasurementKey",
+    "MeasurementRecord",
+    "Run",
+    "RunSettings",
+    "make_folder",
+    "sync_folder",
+    "unwritable",
+    "write_atomic",
 ]

@@ -169,9 +169,7 @@ class RunnerTestCase:
     def check_ok(self, result: Measurement) -> None:
         """An ok measurement has consistent, positive, JSON-able figures."""
         assert result.ok, (result.status, result.message)
-        assert result.latencies_us and all(
-            math.isfinite(v) and v > 0 for v in result.latencies_us
-        )
+        assert result.latencies_us and all(math.isfinite(v) and v > 0 for v in result.latencies_us)
         assert result.median_us is not None and result.spread_us is not None
         assert min(result.latencies_us) <= result.median_us <= max(result.latencies_us)
         assert result.max_error is not None and 0 <= result.max_error <= 1e-3
