@@ -25,6 +25,8 @@ from tvmx.deploy import load_bundle
 from tvmx.errors import UsageError
 from tvmx.explore import export_run
 from tvmx.frontends import load_model
+from tvmx.measure import LocalFarm, NetworkJob, TimingPolicy
+from tvmx.measure._worker import _IDLE_SECONDS
 from tvmx.store import Journal, Run
 from tvmx.testing.models import onnx_reference
 
@@ -259,3 +261,19 @@ def test_a_foreign_target_needs_a_device(killed: Killed, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="measuring needs a device"):
         explored(killed.model, tmp_path / "run", target="rpi4")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_device_is_there_at_once_after_a_pause(killed: Killed) -> None:
+    """Builds between measurements take longer than the worker holds on to an idle device."""
+    with np.load(killed.run / "work" / "golden.npz") as golden:
+        inputs = {"image": golden["input_image"]}
+        expected = (golden["output_0"],)
+    job = NetworkJob(library=killed.run / "work" / "baseline.so", inputs=inputs, expected=expected)
+    policy = TimingPolicy(min_repeat_ms=0.1)
+    with LocalFarm() as farm, farm.runner() as runner:
+        assert all(m.ok for m in runner.compare([job, job], 2, policy))
+        for _ in range(2):
+            time.sleep(_IDLE_SECONDS + 0.5)
+            start = time.monotonic()
+            assert all(m.ok for m in runner.compare([job, job], 2, policy))
+            assert time.monotonic() - start < 10

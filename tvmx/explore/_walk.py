@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import cast
 
 from tvmx.errors import UsageError
@@ -13,7 +13,6 @@ from tvmx.ir import (
     LayoutWalk,
     NetworkGraph,
     Node,
-    Placement,
     WalkState,
     plain_or_blocked,
     value_bytes,
@@ -141,32 +140,42 @@ def _possible(
 def estimate_arena(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> int:
     """Bytes of activations alive together at the worst moment, values in their layouts.
 
-    A lower bound of what StaticPlanBlockMemory allocates, good for ranking plans; what is
-    reported for a candidate is the planned figure of its own build. ``chosen`` maps layer
-    index to implementation.
+    For ranking plans. What StaticPlanBlockMemory allocates for a whole network is up to two
+    thirds more, because its storages do not fit each other perfectly, or less where
+    element-wise operators are fused; what is reported for a candidate is the planned figure of
+    its own build. ``chosen`` maps layer index to implementation.
     """
-    steps = _placements(graph, chosen)
-    last_use = {v: i for i, (node, _) in enumerate(steps) for v in node.inputs}
-    last_use |= dict.fromkeys(graph.outputs, len(steps))
-    external = set(graph.inputs)
-    live: dict[int, int] = {}
+    kernels = list(_kernels(graph, chosen))
+    last_read = {block: i for i, (_, reads) in enumerate(kernels) for block in reads}
+    last_read |= dict.fromkeys(((v, PLAIN) for v in graph.outputs), len(kernels))
+    live: dict[_Block, int] = {}
     peak = 0
-    for index, (node, placement) in enumerate(steps):
-        for conversion in placement.conversions:
-            size = value_bytes(conversion.shape, conversion.destination)
-            live[conversion.value] = live.get(conversion.value, 0) + size
-        live[node.output] = value_bytes(graph.shapes[node.output], placement.writes)
+    for index, (made, reads) in enumerate(kernels):
+        value, layout = made
+        live[made] = value_bytes(graph.shapes[value], layout)
         peak = max(peak, sum(live.values()))
-        for value in [v for v in live if last_use.get(v, index) <= index and v not in external]:
-            del live[value]
+        for block in (made, *reads):
+            if last_read.get(block, index) <= index:
+                live.pop(block, None)  # the network's inputs are the caller's
     return peak
 
 
-def _placements(
+_Block = tuple[int, str]
+"""A value in one of its layouts: one piece of memory."""
+
+
+def _kernels(
     graph: NetworkGraph, chosen: Mapping[int, Implementation]
-) -> list[tuple[Node, Placement]]:
+) -> Iterator[tuple[_Block, list[_Block]]]:
+    """What each kernel writes and reads, in order, layout conversions among them."""
     walk = LayoutWalk(graph)
-    return [
-        (node, walk.step(node, None if node.layer is None else chosen.get(node.layer)))
-        for node in graph.nodes
-    ]
+
+    def convert(conversions: Sequence[Conversion]) -> Iterator[tuple[_Block, list[_Block]]]:
+        for c in conversions:
+            yield (c.value, c.destination), [(c.value, c.source)]
+
+    for node in graph.nodes:
+        placed = walk.step(node, None if node.layer is None else chosen.get(node.layer))
+        yield from convert(placed.conversions)
+        yield (node.output, placed.writes), list(zip(node.inputs, placed.reads, strict=True))
+    yield from convert(walk.finish())
