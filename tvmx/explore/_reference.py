@@ -56,15 +56,8 @@ class Reference:
         def run(inputs: dict[str, Array]) -> list[Array]:
             ordered = [tvm.runtime.tensor(inputs[spec.name]) for spec in self._model.inputs]
             out = machine["main"](*ordered)
-            return [
-                t.numpy()
-                for t in (
-                    out
-                    if isinstance(out, (list, tuple))
-                    or (hasattr(out, "__len__") and not hasattr(out, "numpy"))
-                    else [out]
-                )
-            ]
+            tensors = [out] if len(self._model.outputs) == 1 else out
+            return [tensor.numpy() for tensor in tensors]
 
         return run
 

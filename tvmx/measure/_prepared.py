@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def _read(ref: ArrayRef) -> Array:
     return np.asarray(np.load(ref.path, mmap_mode="r", allow_pickle=False))
 
 
-class Prepared:
+class Prepared(ABC):
     """Common part: subclasses say what to run and what came out."""
 
     def __init__(self, session: RemoteSession) -> None:
@@ -48,14 +49,17 @@ class Prepared:
         number, repeat = policy.calls(self.estimate_us), policy.rounds(self.estimate_us)
         return Timed(tuple(self.time(number, repeat, policy.warmup)), self.max_error)
 
+    @abstractmethod
     def _evaluate(self, number: int, repeat: int) -> list[float]:
-        raise NotImplementedError
+        """Mean latencies in microseconds of ``repeat`` times ``number`` calls."""
 
+    @abstractmethod
     def _call(self) -> None:
-        raise NotImplementedError
+        """Run once, untimed."""
 
+    @abstractmethod
     def _verify(self) -> float | None:
-        raise NotImplementedError
+        """The error relative to the reference's range; None without a reference."""
 
 
 class PreparedKernel(Prepared):
