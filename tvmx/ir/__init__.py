@@ -21,14 +21,20 @@ from tvmx.ir._layout import (
     block_of,
     blocked,
     ceil_div,
+    dtype_of,
+    is_int8,
+    layout_of,
     physical_shape,
+    stored_as,
     to_logical,
     to_physical,
 )
 from tvmx.ir._model import Model, SourceNode, TensorSpec
-from tvmx.ir._plan import LayerChoice, Plan
+from tvmx.ir._plan import Activation, LayerChoice, Plan
+from tvmx.ir._sparsity import DENSE, LEVELS, BlockSparsity
 from tvmx.ir._workload import (
     Conv2dWorkload,
+    DataType,
     DenseWorkload,
     Epilogue,
     Workload,
@@ -36,10 +42,11 @@ from tvmx.ir._workload import (
 )
 
 __all__ = [
-    "MATRIX", "PLAIN", "Config", "Conv2dWorkload", "Conversion", "CostTable", "DenseWorkload",
-    "Epilogue", "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model",
-    "NetworkGraph", "Node", "NodeKind", "Placement", "Plan", "SourceNode", "Space", "TensorSpec",
-    "WalkState", "Workload", "block_of", "blocked", "ceil_div", "physical_shape",
-    "plain_or_blocked", "to_logical",
-    "to_physical", "transition_key", "value_bytes", "workload_from_json",
+    "DENSE", "LEVELS", "MATRIX", "PLAIN", "Activation", "BlockSparsity", "Config",
+    "Conv2dWorkload", "Conversion", "CostTable", "DataType", "DenseWorkload", "Epilogue", "Implementation", "Layer",
+    "LayerChoice", "LayerCosts", "LayoutWalk", "Model", "NetworkGraph", "Node", "NodeKind",
+    "Placement", "Plan", "SourceNode", "Space", "TensorSpec", "WalkState", "Workload", "block_of",
+    "blocked", "ceil_div", "dtype_of", "is_int8", "layout_of", "physical_shape",
+    "plain_or_blocked", "stored_as", "to_logical", "to_physical", "transition_key",
+    "value_bytes", "workload_from_json",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tvmx.ir._implementation import Implementation
-from tvmx.ir._layout import PLAIN, block_of, physical_shape
+from tvmx.ir._layout import PLAIN, block_of, dtype_of, is_int8, layout_of, physical_shape, stored_as
 from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 
 NodeKind = Literal["layer", "follow", "concat", "flatten", "opaque"]
@@ -43,18 +43,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the network, in topological order. Values are numbered; inputs come first."""
+    """One step of the network, in topological order. Values are numbered; inputs come first.
+
+    ``int8``: the operator (no layer) can compute on int8; ``tied``: its int8 output then has its
+    input's scale and zero point (pooling, clip, reshape).
+    """
 
     kind: NodeKind
     inputs: tuple[int, ...]
     output: int
     op: str
     layer: int | None = None
+    int8: bool = False
+    tied: bool = False
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A layout conversion of one value."""
+    """A conversion of one value between formats: layout, type (quantise, dequantise) or both."""
 
     value: int
     shape: tuple[int, ...]
@@ -86,26 +92,27 @@ class NetworkGraph:
 
 @dataclass(frozen=True)
 class Placement:
-    """The layouts one node was given: conversions to do first, what it reads and writes."""
+    """The formats one node was given: conversions to do first, what it reads and writes."""
 
     conversions: tuple[Conversion, ...]
     reads: tuple[str, ...]
     writes: str
 
 
-def plain_or_blocked(layout: str) -> str:
-    """The layout as the walk tells them apart: every unblocked one (NC too) is plain."""
-    return layout if block_of(layout) else PLAIN
+def plain_or_blocked(form: str) -> str:
+    """The format as the walk tells them apart: every unblocked layout (NC too) is plain."""
+    return form if block_of(form) else stored_as(PLAIN, dtype_of(form))
 
 
 WalkState = tuple[tuple[int, tuple[str, ...]], ...]
-"""Values still to be read, each with the layouts it exists in, the one it was made in first."""
+"""Values still to be read, each with the formats it exists in, the one it was made in first."""
 
 
 class LayoutWalk:
-    """Walks a network in topological order and decides every layout and conversion.
+    """Walks a network in topological order and decides every format and conversion.
 
-    A conversion is done once and its result kept: a second reader in the same layout is free.
+    A conversion is done once and its result kept: a second reader in the same format is free.
+    An operator between layers computes on int8 where it can and all its inputs were made so.
     The state after ``n`` nodes depends only on the implementations of the layers among them;
     :meth:`state` sums it up and :meth:`restore` goes back to it.
     """
@@ -156,18 +163,19 @@ class LayoutWalk:
     ) -> tuple[tuple[str, ...], str]:
         homes = [self._layouts[v][0] for v in node.inputs]
         if node.kind == "layer" and implementation is not None:
-            writes = plain_or_blocked(implementation.layout)
+            writes = plain_or_blocked(implementation.writes)
             rest = (writes,) * (len(node.inputs) - 1)
-            return (plain_or_blocked(implementation.data_layout), *rest), writes
+            return (plain_or_blocked(implementation.reads), *rest), writes
+        dtype = "int8" if node.int8 and homes and all(map(is_int8, homes)) else "float32"
+        layouts = [layout_of(h) for h in homes]
+        reads = writes = PLAIN
         if node.kind == "follow":
-            layout = self._follow(node.inputs, homes)
-            return (layout,) * len(homes), layout
-        if node.kind == "concat":
-            layout = self._concat(node.inputs, homes)
-            return (layout,) * len(homes), layout
-        if node.kind == "flatten" and self._full(node.inputs[0], homes[0]):
-            return (homes[0],), PLAIN
-        return (PLAIN,) * len(homes), PLAIN
+            reads = writes = self._follow(node.inputs, layouts)
+        elif node.kind == "concat":
+            reads = writes = self._concat(node.inputs, layouts)
+        elif node.kind == "flatten" and self._full(node.inputs[0], layouts[0]):
+            reads = layouts[0]
+        return (stored_as(reads, dtype),) * len(homes), stored_as(writes, dtype)
 
     def _follow(self, values: Sequence[int], homes: Sequence[str]) -> str:
         four_d = all(len(self._graph.shapes[v]) == 4 for v in values)
@@ -188,6 +196,6 @@ class LayoutWalk:
         return v is not None and len(shape) == 4 and shape[1] % v == 0
 
 
-def value_bytes(shape: tuple[int, ...], layout: str, itemsize: int = 4) -> int:
-    """Bytes of a value in a layout, padding lanes included."""
-    return math.prod(physical_shape(shape, layout)) * itemsize
+def value_bytes(shape: tuple[int, ...], form: str) -> int:
+    """Bytes of a value in a format, padding lanes included."""
+    return math.prod(physical_shape(shape, form)) * (1 if is_int8(form) else 4)

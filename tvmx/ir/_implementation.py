@@ -6,7 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tvmx.ir._layout import stored_as
+from tvmx.ir._sparsity import DENSE
+from tvmx.ir._workload import Conv2dWorkload, DataType, DenseWorkload
+
 Precision = Literal["f32", "f16", "int8"]
+_DTYPES: dict[Precision, DataType] = {"f32": "float32", "int8": "int8"}
 
 
 class Implementation(BaseModel):
@@ -24,12 +29,38 @@ class Implementation(BaseModel):
     layout: str
     data_layout: str
     precision: Precision = "f32"
-    sparsity: str = "dense"
+    sparsity: str = DENSE
     fingerprint: str = ""
 
     def label(self) -> str:
         """Short form for tables, such as ``conv2d_direct NCHW4c f32``."""
         parts = [self.template, self.layout, self.precision]
-        if self.sparsity != "dense":
+        if self.sparsity != DENSE:
             parts.append(self.sparsity)
         return " ".join(parts)
+
+    @property
+    def dtype(self) -> DataType:
+        """Element type of the activations it reads and writes."""
+        return _DTYPES[self.precision]
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes the layer as trained: float and dense."""
+        return self.precision == "f32" and self.sparsity == DENSE
+
+    @property
+    def reads(self) -> str:
+        """The format (layout and type) its data comes in."""
+        return stored_as(self.data_layout, self.dtype)
+
+    @property
+    def writes(self) -> str:
+        """The format of its output, and of a residual it adds."""
+        return stored_as(self.layout, self.dtype)
+
+    def variant(
+        self, workload: Conv2dWorkload | DenseWorkload
+    ) -> Conv2dWorkload | DenseWorkload:
+        """The workload as the template is given it: with this type and sparsity."""
+        return workload.variant(self.dtype, self.sparsity)

@@ -2,6 +2,8 @@
 
 A blocked tensor has shape ``(N, ceil(C / v), H, W, v)``. When C is no multiple of v the last
 block is padded: its lanes hold finite values that no consumer may let reach a result.
+
+A *format* is a layout and an element type: ``NCHW16c`` is float32, ``NCHW16c/s8`` is int8.
 """
 
 from __future__ import annotations
@@ -13,13 +15,34 @@ import numpy.typing as npt
 
 PLAIN = "NCHW"
 MATRIX = "NC"
-_BLOCKED = re.compile(r"^NCHW(\d+)c$")
+_BLOCKED = re.compile(r"^NCHW(\d+)c(?:/s8)?$")
+_INT8 = "/s8"
 
 
 def block_of(layout: str) -> int | None:
     """Channels per block of a blocked layout; None for a plain one."""
     match = _BLOCKED.match(layout)
     return int(match.group(1)) if match else None
+
+
+def is_int8(form: str) -> bool:
+    """Whether a format holds int8."""
+    return form.endswith(_INT8)
+
+
+def layout_of(form: str) -> str:
+    """The layout of a format, its type left out."""
+    return form.removesuffix(_INT8)
+
+
+def stored_as(layout: str, dtype: str) -> str:
+    """The format of ``layout`` with elements of ``dtype`` (float32 or int8)."""
+    return layout_of(layout) + (_INT8 if dtype == "int8" else "")
+
+
+def dtype_of(form: str) -> str:
+    """NumPy name of a format's element type."""
+    return "int8" if is_int8(form) else "float32"
 
 
 def blocked(lanes: int) -> str:

@@ -12,7 +12,7 @@ from tvmx.errors import StoreError
 from tvmx.ir._config import Config
 from tvmx.ir._implementation import Implementation
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 
 
 class LayerChoice(BaseModel):
@@ -31,10 +31,21 @@ class LayerChoice(BaseModel):
         return Config(self.config)
 
 
+class Activation(BaseModel):
+    """Scale and zero point of one value (numbered as in the network's graph) when it is int8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: int = Field(ge=0)
+    scale: float = Field(gt=0, allow_inf_nan=False)
+    zero_point: int = Field(ge=-128, le=127)
+
+
 class Plan(BaseModel):
     """Every layer's implementation and config for one model on one target.
 
     ``model`` is the digest of the imported model; ``versions`` records tvmx and TVM.
+    ``activations`` are there where a layer is int8: what calibration found.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,15 +54,21 @@ class Plan(BaseModel):
     model: str
     target: str
     choices: tuple[LayerChoice, ...]
+    activations: tuple[Activation, ...] = ()
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
     note: str = ""
 
     @property
     def digest(self) -> str:
-        """16 hex digits over model, target and choices: equal plans build equal libraries."""
-        text = self.model_dump_json(include={"model", "target", "choices"})
+        """16 hex digits over all that decides the library: equal plans build equal libraries."""
+        text = self.model_dump_json(include={"model", "target", "choices", "activations"})
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every layer computes as trained: float and dense."""
+        return all(choice.implementation.exact for choice in self.choices)
 
     def choice(self, layer: str) -> LayerChoice | None:
         """The choice for a layer name, or None where no template covers the layer."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from tvmx.ir._sparsity import DENSE
+
+DataType = Literal["float32", "float16", "int8"]
+"""What a kernel computes with; the int8 one accumulates in int32 and writes int8."""
 
 
 class _Frozen(BaseModel):
@@ -39,6 +44,19 @@ class Epilogue(_Frozen):
 
 
 class _WorkloadBase(_Frozen):
+    dtype: DataType = "float32"
+    sparsity: str = DENSE
+
+    def variant(self, dtype: DataType, sparsity: str = DENSE) -> Self:
+        """The same layer computed with another type and sparsity: what a template is given."""
+        # Not model_copy: it would copy the cached digest.
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**fields | {"dtype": dtype, "sparsity": sparsity})
+
+    def _suffix(self) -> str:
+        kind = "" if self.dtype == "float32" else f" {self.dtype}"
+        return kind if self.sparsity == DENSE else f"{kind} {self.sparsity}"
+
     def canonical(self) -> str:
         """Canonical JSON: sorted keys, no blanks. Equal workloads have equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -67,7 +85,6 @@ class Conv2dWorkload(_WorkloadBase):
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    dtype: str = "float32"
     epilogue: Epilogue = Epilogue()
 
     @property
@@ -126,7 +143,7 @@ class Conv2dWorkload(_WorkloadBase):
         if self.batch > 1:
             text += f" n{self.batch}"
         tail = self.epilogue.describe()
-        return f"{text} {tail}" if tail else text
+        return (f"{text} {tail}" if tail else text) + self._suffix()
 
 
 class DenseWorkload(_WorkloadBase):
@@ -139,7 +156,6 @@ class DenseWorkload(_WorkloadBase):
     batch: int = Field(ge=1)
     in_features: int = Field(ge=1)
     out_features: int = Field(ge=1)
-    dtype: str = "float32"
     epilogue: Epilogue = Epilogue()
 
     @property
@@ -168,7 +184,7 @@ class DenseWorkload(_WorkloadBase):
         if self.batch > 1:
             text += f" n{self.batch}"
         tail = self.epilogue.describe()
-        return f"{text} {tail}" if tail else text
+        return (f"{text} {tail}" if tail else text) + self._suffix()
 
 
 Workload = Annotated[Conv2dWorkload | DenseWorkload, Field(discriminator="op")]

@@ -1,0 +1,44 @@
+"""What a kernel's constants are made from: logical weights, bias, requantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Requantise:
+    """How one int8 layer's int32 accumulators become s8. Runtime data: kernels are shared.
+
+    ``multiplier`` is float32 (out_channels,): data scale * weight scale / output scale.
+    ``residual_factor`` is the float32 factor of :func:`tvmx.numerics.requantise` for the
+    residual, 0 without one. ``low`` and ``high`` are the clip bounds on the s8 output.
+    """
+
+    multiplier: npt.NDArray[np.float32]
+    data_zero_point: int
+    out_zero_point: int
+    low: int
+    high: int
+    residual_zero_point: int = 0
+    residual_factor: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LayerConstants:
+    """One layer's logical constants.
+
+    Float layers: ``weight`` float32 OIHW or (out, in), already pruned where the
+    implementation is block-sparse; ``bias`` float32 (out,) or None; ``requantise`` None.
+
+    int8 layers: ``weight`` s8 in [-127, 127]; ``bias`` int32 (out,), always there, with
+    ``-data_zero_point * sum(weight)`` folded in: then accumulators of raw s8 data (padding is
+    the zero point) plus bias are those of the real numbers; ``requantise`` is set.
+    """
+
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+    requantise: Requantise | None = None

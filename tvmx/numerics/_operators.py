@@ -1,0 +1,131 @@
+"""int8 operators between layers, in NumPy: the arithmetic their kernels must reproduce.
+
+All arrays are s8 in logical order: (n, c, h, w) for pools, means and concatenation, any shape
+for the element-wise ones. Pools, means and clips keep the scale and zero point of their input,
+so that max pooling and clipping are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmx.numerics._quantise import QMAX, QMIN, Int8, QuantParams, rescale, rescale_add
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """Geometry of 2-d pooling; pairs are (rows, columns), padding (top, left, bottom, right).
+
+    With ``ceil_mode`` a last window that reaches past the padding counts too, if it begins on
+    the image or before it. An average divides by the kernel's taps that fall on the image (at
+    least 1), or with ``count_include_pad`` on the image and its padding. These are the rules of
+    Relax, TOPI and PyTorch.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+    count_include_pad: bool = False
+
+    @property
+    def taps(self) -> int:
+        """Elements of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output of an image."""
+        return self._out(0, height), self._out(1, width)
+
+    def _out(self, axis: int, size: int) -> int:
+        span = (self.kernel[axis] - 1) * self.dilation[axis] + 1
+        rest = size + self.padding[axis] + self.padding[axis + 2] - span
+        stride = self.strides[axis]
+        if not self.ceil_mode:
+            return rest // stride + 1
+        last = (rest + stride - 1) // stride
+        return last if last * stride >= size + self.padding[axis] else last + 1
+
+
+def add_int8(
+    a: Array, a_params: QuantParams, b: Array, b_params: QuantParams, out: QuantParams,
+    low: int = QMIN, high: int = QMAX,
+) -> Int8:  # fmt: skip
+    """:func:`tvmx.numerics.rescale_add`, then a clip to the s8 values [low, high]."""
+    return clip_int8(rescale_add(a, a_params, b, b_params, out), low, high)
+
+
+def concat_int8(parts: Sequence[Array], params: Sequence[QuantParams], out: QuantParams) -> Int8:
+    """Channels (axis 1) of all parts, each brought to ``out`` by :func:`tvmx.numerics.rescale`."""
+    scaled = [rescale(part, p, out) for part, p in zip(parts, params, strict=True)]
+    return np.concatenate(scaled, axis=1)
+
+
+def clip_int8(values: Array, low: int, high: int) -> Int8:
+    """Clip to the s8 values [low, high]."""
+    return np.clip(np.asarray(values, np.int8), np.int8(low), np.int8(high))
+
+
+def max_pool_int8(data: Array, pool: Pool2d) -> Int8:
+    """The largest value under each window of (n, c, h, w); padding is -128."""
+    out: Int8 = np.maximum.reduce(_taps(np.asarray(data, np.int8), pool, QMIN))
+    return out
+
+
+def avg_pool_int8(data: Array, params: QuantParams, pool: Pool2d) -> Int8:
+    """Average over each window of (n, c, h, w); padding is the real number 0.
+
+    ``rint(float32(sum of q - zero point) / float32(count)) + zero point``: the sum is int32,
+    the division IEEE float32, rounding half to even; the result saturates.
+    """
+    shifted = np.asarray(data, np.int32) - params.zero_point
+    total = np.add.reduce(_taps(shifted, pool, 0))
+    height, width = data.shape[2:]
+    counted = np.ones((1, 1, height, width), np.int32)
+    if pool.count_include_pad:
+        top, left, bottom, right = pool.padding
+        counted = np.ones((1, 1, top + height + bottom, left + width + right), np.int32)
+        pool = replace(pool, padding=(0, 0, 0, 0))
+    rows, columns = total.shape[2:]
+    count = np.add.reduce(_taps(counted, pool, 0, (rows, columns)))
+    return _mean(total, np.maximum(count, 1).astype(np.float32), params)
+
+
+def mean_int8(data: Array, params: QuantParams) -> Int8:
+    """Mean over the image, (n, c, h, w) -> (n, c, 1, 1), rounded as :func:`avg_pool_int8` does."""
+    shifted = np.asarray(data, np.int32) - params.zero_point
+    total = shifted.sum(axis=(2, 3), keepdims=True, dtype=np.int32)
+    return _mean(total, np.float32(data.shape[2] * data.shape[3]), params)
+
+
+def _mean(total: Array, count: Any, params: QuantParams) -> Int8:
+    mean = np.rint(total.astype(np.float32) / count).astype(np.int32)
+    result: Int8 = np.clip(mean + params.zero_point, QMIN, QMAX).astype(np.int8)
+    return result
+
+
+def _taps(
+    data: Array, pool: Pool2d, padding: int, out_size: tuple[int, int] | None = None
+) -> list[Array]:
+    """For each tap of the kernel what it meets at every output position."""
+    (kh, kw), (sh, sw), (dh, dw) = pool.kernel, pool.strides, pool.dilation
+    rows, columns = out_size or pool.out_size(*data.shape[2:])
+    top, left = pool.padding[:2]
+    need_h = (rows - 1) * sh + (kh - 1) * dh + 1
+    need_w = (columns - 1) * sw + (kw - 1) * dw + 1
+    image = np.full((*data.shape[:2], max(need_h, top + data.shape[2]),
+                     max(need_w, left + data.shape[3])), padding, data.dtype)  # fmt: skip
+    image[:, :, top : top + data.shape[2], left : left + data.shape[3]] = data
+    return [
+        image[:, :, y * dh : y * dh + (rows - 1) * sh + 1 : sh,
+              x * dw : x * dw + (columns - 1) * sw + 1 : sw]
+        for y in range(kh) for x in range(kw)
+    ]  # fmt: skip

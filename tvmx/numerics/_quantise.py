@@ -1,0 +1,137 @@
+"""Affine int8: real = scale * (q - zero_point), q in [-128, 127].
+
+Every operation is written so that two implementations cannot differ in a bit: float32
+multiplications stand alone (no sum follows that a compiler could contract into a fused
+multiply-add), rounding is half to even, and sums are integer. The scheme of activations s8 per
+tensor and weights s8 symmetric per channel is that of Jacob et al., "Quantization and training
+of neural networks for efficient integer-arithmetic-only inference" (CVPR 2018), and of TVM's
+QNN dialect; requantisation multiplies by a float32 as QNN's and ONNX's QDQ do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+QMIN, QMAX = -128, 127
+WEIGHT_MAX = 127
+"""Weights lie in [-127, 127]: two products with them still fit the int16 sums of smlal chains."""
+FRACTION_BITS = 8
+"""Binary places kept while two rescaled numbers are added."""
+_SMALLEST_SCALE = 2.0**-96
+
+Float = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Scale and zero point of an s8 tensor. ``scale`` is positive and a float32 value."""
+
+    scale: float
+    zero_point: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        if not (np.isfinite(self.scale) and self.scale >= _SMALLEST_SCALE):
+            raise ValueError(f"scale {self.scale} is not a positive number")
+        if not QMIN <= self.zero_point <= QMAX:
+            raise ValueError(f"zero point {self.zero_point} is outside [{QMIN}, {QMAX}]")
+
+    @classmethod
+    def from_range(cls, low: float, high: float) -> QuantParams:
+        """Parameters that represent [low, high], widened to hold 0 exactly."""
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        scale = max((high - low) / (QMAX - QMIN), 2.0**-80)
+        zero_point = round(QMIN - low / scale)
+        return cls(scale, max(QMIN, min(QMAX, zero_point)))
+
+    @property
+    def inverse(self) -> np.float32:
+        """The float32 factor that :func:`quantise` multiplies by."""
+        return np.float32(1.0 / self.scale)
+
+
+def quantise(values: npt.NDArray[Any], params: QuantParams) -> Int8:
+    """float32 -> s8: ``rint(clip(x * inverse)) + zero_point``, saturating."""
+    zero = params.zero_point
+    with np.errstate(over="ignore"):  # an infinity saturates like any large number
+        scaled = np.asarray(values, np.float32) * params.inverse
+    bounded = np.clip(scaled, np.float32(QMIN - zero), np.float32(QMAX - zero))
+    return _moved(bounded, zero)
+
+
+def dequantise(values: npt.NDArray[Any], params: QuantParams) -> Float:
+    """s8 -> float32: ``float(q - zero_point) * scale``."""
+    shifted = np.asarray(values, np.int32) - params.zero_point
+    result: Float = shifted.astype(np.float32) * np.float32(params.scale)
+    return result
+
+
+def quantise_weight(weight: npt.NDArray[Any]) -> tuple[Int8, Float]:
+    """Per output channel (axis 0), symmetric: s8 weight in [-127, 127] and float32 scales.
+
+    A channel of zeros gets scale 1.
+    """
+    flat = np.abs(np.asarray(weight, np.float32)).reshape(len(weight), -1)
+    largest = flat.max(axis=1)
+    scale = np.where(largest > 0, largest / WEIGHT_MAX, 1.0).astype(np.float32)
+    scale = np.maximum(scale, np.float32(2.0**-80))
+    shape = (-1,) + (1,) * (np.ndim(weight) - 1)
+    rounded = np.rint(np.asarray(weight, np.float32) / scale.reshape(shape))
+    return np.clip(rounded, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scale
+
+
+def rescale_factor(source: QuantParams, destination: QuantParams) -> np.float32:
+    """The float32 factor from one scale to another."""
+    return np.float32(source.scale / destination.scale)
+
+
+def rescale(values: npt.NDArray[Any], source: QuantParams, destination: QuantParams) -> Int8:
+    """s8 -> s8 of other parameters: what a concatenation does to each of its parts."""
+    if source == destination:
+        return np.asarray(values, np.int8)
+    zero = destination.zero_point
+    shifted = np.asarray(values, np.int32) - source.zero_point
+    scaled = shifted.astype(np.float32) * rescale_factor(source, destination)
+    bounded = np.clip(scaled, np.float32(QMIN - zero), np.float32(QMAX - zero))
+    return _moved(bounded, zero)
+
+
+def rescale_add(
+    a: npt.NDArray[Any], a_params: QuantParams, b: npt.NDArray[Any], b_params: QuantParams,
+    out: QuantParams,
+) -> Int8:  # fmt: skip
+    """s8 + s8 -> s8: both brought to ``FRACTION_BITS`` places of the sum's scale, then added."""
+    total = fixed(a, a_params, out) + fixed(b, b_params, out)
+    rounded = (total + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
+    result: Int8 = np.clip(rounded + out.zero_point, QMIN, QMAX).astype(np.int8)
+    return result
+
+
+def fixed(values: npt.NDArray[Any], params: QuantParams, out: QuantParams) -> npt.NDArray[np.int32]:
+    """s8 -> int32 with ``FRACTION_BITS`` binary places in units of ``out``'s scale."""
+    factor = fixed_factor(params, out)
+    shifted = np.asarray(values, np.int32) - params.zero_point
+    limit = np.float32(FIXED_LIMIT)
+    scaled = np.clip(shifted.astype(np.float32) * factor, -limit, limit)
+    result: npt.NDArray[np.int32] = np.rint(scaled).astype(np.int32)
+    return result
+
+
+def fixed_factor(params: QuantParams, out: QuantParams) -> np.float32:
+    """The float32 factor of :func:`fixed`: a scale ratio times a power of two."""
+    return np.float32(rescale_factor(params, out) * np.float32(1 << FRACTION_BITS))
+
+
+FIXED_LIMIT = 2.0**24
+"""Bound of a fixed-point addend: far outside s8, far inside int32 even after adding."""
+
+
+def _moved(bounded: npt.NDArray[Any], zero: int) -> Int8:
+    """Round half to even, then move by the zero point."""
+    result: Int8 = (np.rint(bounded).astype(np.int32) + zero).astype(np.int8)
+    return result
