@@ -1,10 +1,21 @@
-"""Passes over the imported network: layer extraction, plans, lowering."""
+"""Passes over the imported network: layer extraction, plans, lowering, simulation."""
 
+from tvmx.passes._int8_ops import convert
 from tvmx.passes._layers import LayerStep, Network, OpStep, extract_layers
-from tvmx.passes._lower import Lowered, convert_layout, finish_relax, lower
-from tvmx.passes._plans import baseline_plan, check_replay, choose, transfer_plan, versions
+from tvmx.passes._lower import Lowered, conversion_name, finish_relax, lower
+from tvmx.passes._plans import (
+    baseline_plan,
+    check_replay,
+    choose,
+    int8_plan,
+    transfer_plan,
+    versions,
+)
+from tvmx.passes._quantise import activations_of, params_of, tie
+from tvmx.passes._simulate import Simulator, Values
 
 __all__ = [
-    "LayerStep", "Lowered", "Network", "OpStep", "baseline_plan", "check_replay", "choose",
-    "convert_layout", "extract_layers", "finish_relax", "lower", "transfer_plan", "versions",
+    "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values", "activations_of",
+    "baseline_plan", "check_replay", "choose", "conversion_name", "convert", "extract_layers",
+    "finish_relax", "int8_plan", "lower", "params_of", "tie", "transfer_plan", "versions",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from tvmx.errors import ModelError
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Layer, NetworkGraph, Node
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
+from tvmx.passes._operator import Operator, operator_of
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
@@ -37,10 +38,14 @@ class LayerStep:
 
 @dataclass(frozen=True)
 class OpStep:
-    """A Relax binding between layers; with ``lrn`` it is the last of several that are one."""
+    """A Relax binding between layers; with ``lrn`` it is the last of several that are one.
+
+    ``operator`` says what it computes where int8 can take its place.
+    """
 
     binding: Any
     lrn: Lrn | None = None
+    operator: Operator | None = None
 
 
 @dataclass(frozen=True)
@@ -283,10 +288,17 @@ def _assemble(
             parts = tuple(bindings[i] for i in group.members)
             steps.append(LayerStep(layer, parts, group.weight, group.bias))
             continue
-        operands = tuple(number(v) for v in free_vars(binding.value))
+        variables = free_vars(binding.value)
+        operands = tuple(number(v) for v in variables)
         name = op_name(binding.value) or type(binding.value).__name__
-        nodes.append(Node(classify(binding), operands, number(binding.var), name))
-        steps.append(OpStep(binding))
+        operator = operator_of(binding, variables)
+        nodes.append(
+            Node(
+                classify(binding), operands, number(binding.var), name,
+                int8=operator is not None, tied=operator is not None and operator.tied,
+            )  # fmt: skip
+        )
+        steps.append(OpStep(binding, operator=operator))
     outputs = tuple(number(v) for v in free_vars(func.body.body))
     graph = NetworkGraph(tuple(layers), tuple(nodes), tuple(shapes), inputs, outputs)
     return Network(model, graph, tuple(steps), tuple(ids))

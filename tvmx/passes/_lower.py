@@ -1,8 +1,8 @@
 """Lowering: Model x Plan -> IRModule whose layers are the plan's kernels.
 
-Each layer becomes one ``call_tir`` of the kernel its template builds, constants packed here;
-layout conversions appear only where :class:`tvmx.ir.LayoutWalk` puts them. Everything else goes
-through Relax's legalisation and fusion and tvmx's default schedule.
+Each layer becomes one ``call_tir`` of the kernel its template builds, constants quantised, pruned
+and packed here; conversions of layout and type appear only where :class:`tvmx.ir.LayoutWalk` puts
+them. Everything else goes through Relax's legalisation and fusion and tvmx's default schedule.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvmx._tvm import relax, te, tirx, tvm
+from tvmx._tvm import relax, tirx, tvm
 from tvmx.errors import BuildError, TemplateError
 from tvmx.ir import (
     Conversion,
     LayerChoice,
     LayoutWalk,
+    Node,
     Plan,
     block_of,
+    is_int8,
     physical_shape,
 )
+from tvmx.numerics import LayerConstants, clip_to, layer_constants
+from tvmx.passes import _int8_ops as int8
 from tvmx.passes._default_schedule import schedule_rest
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
 from tvmx.passes._lrn import Lrn, lrn_kernel
+from tvmx.passes._operator import Operator
+from tvmx.passes._quantise import check_activations, layer_params, params_of
 
 if TYPE_CHECKING:
     from tvmx.targets import Target
@@ -36,7 +42,7 @@ _OPAQUE_PATTERN = 8  # relax's OpPatternKind::kOpaque: FuseOps leaves the kernel
 class Lowered:
     """A lowered module; ``hits`` of ``total`` layers run a template's kernel.
 
-    ``conversions`` are the layout conversions that were inserted. ``weights_bytes`` counts
+    ``conversions`` are the conversions of layout and type that were inserted. ``weights_bytes`` counts
     the packed constants of the layers, per layer name.
     """
 
@@ -62,34 +68,13 @@ class _Rewire(relax.PyExprMutator):  # type: ignore[misc]
         return self._table.get(op, op)
 
 
-def convert_layout(data: Any, shape: tuple[int, ...], source: str, destination: str) -> Any:
-    """TE compute that moves ``data`` (logical ``shape``, NCHW) between two layouts."""
-    channels = shape[1]
-    v, w = block_of(source), block_of(destination)
-
-    def read(n: Any, c: Any, y: Any, x: Any) -> Any:
-        return data[n, c, y, x] if v is None else data[n, c // v, y, x, c % v]
-
-    out = physical_shape(shape, destination)
-    if w is None:
-        return te.compute(out, read, name="convert_layout")
-
-    def blocked(n: Any, b: Any, y: Any, x: Any, i: Any) -> Any:
-        channel = b * w + i
-        if channels % w == 0:
-            return read(n, channel, y, x)
-        # A select on a legal read, not a test around it: the lanes stay a vector.
-        value = read(n, tirx.min(channel, channels - 1), y, x)
-        return tirx.Select(channel < channels, value, tirx.const(0, data.dtype))
-
-    return te.compute(out, blocked, name="convert_layout")
-
-
 class _Lowering:
     def __init__(self, network: Network, plan: Plan, registry: Registry, target: Target) -> None:
         self.network, self.plan, self.registry, self.target = network, plan, registry, target
         self.bb = relax.BlockBuilder(tvm.IRModule(_prim_funcs(network.model.mod)))
         self.walk = LayoutWalk(network.graph)
+        check_activations(plan, network.graph)
+        self.params = params_of(network.graph, plan.activations)
         self.env: dict[tuple[int, str], Any] = {}
         self.kernels: dict[str, tuple[Kernel, Any]] = {}
         self.conversions: list[Conversion] = []
@@ -107,21 +92,23 @@ class _Lowering:
                     self._node(node, step)
                 self._convert(self.walk.finish())
                 table = {self.network.values[v]: self.env[v, "NCHW"] for v in graph.outputs}
-                result = self.bb.emit_output(_Rewire(table).visit_expr(source.body.body))
+                result = self.bb.emit_output(rewire(source.body.body, table))
             self.bb.emit_func_output(result)
         mod = self.bb.finalize()
         total = len(graph.layers)
         return Lowered(mod, self.hits, total, tuple(self.conversions), self.weights_bytes)
 
-    def _node(self, node: Any, step: LayerStep | OpStep) -> None:
+    def _node(self, node: Node, step: LayerStep | OpStep) -> None:
         choice = self.plan.choice(step.layer.name) if isinstance(step, LayerStep) else None
+        if choice is not None and choice.implementation.precision == "int8":
+            layer_params(node, self.params, choice.layer)  # before a conversion needs them
         placement = self.walk.step(node, choice.implementation if choice else None)
         self._convert(placement.conversions)
         operands = [
             self.env[v, layout] for v, layout in zip(node.inputs, placement.reads, strict=True)
         ]
         if isinstance(step, LayerStep) and choice is not None:
-            value = self._layer(step, choice, operands)
+            value = self._layer(node, step, choice, operands)
         else:
             value = self._other(node, step, operands, placement.reads)
         self.env[node.output, placement.writes] = value
@@ -129,14 +116,17 @@ class _Lowering:
     def _convert(self, conversions: tuple[Conversion, ...]) -> None:
         for c in conversions:
             source = self.env[c.value, c.source]
+            params = self.params.get(c.value)
             call = self.bb.call_te(
-                lambda x, c=c: convert_layout(x, c.shape, c.source, c.destination),
-                source, primfunc_name_hint="convert_layout",
+                lambda x, c=c, p=params: int8.convert(x, c.shape, c.source, c.destination, p),
+                source, primfunc_name_hint=conversion_name(c),
             )  # fmt: skip
             self.env[c.value, c.destination] = self.bb.emit(call)
             self.conversions.append(c)
 
-    def _layer(self, step: LayerStep, choice: LayerChoice, operands: list[Any]) -> Any:
+    def _layer(
+        self, node: Node, step: LayerStep, choice: LayerChoice, operands: list[Any]
+    ) -> Any:
         workload = step.layer.workload
         if choice.workload != workload.digest:
             raise BuildError(
@@ -145,15 +135,20 @@ class _Lowering:
                 hint="replay a plan only on the model it was made for",
             )
         kernel, var = self._kernel(step, choice)
-        weight = kernel.pack_weight(step.weight)
-        constants = [weight]
-        if step.bias is not None:
-            constants.append(kernel.pack_bias(step.bias))
+        constants = kernel.constants(self._constants(node, step, choice))
         self.weights_bytes[step.layer.name] = sum(c.nbytes for c in constants)
         args = [operands[0], *(relax.const(c) for c in constants), *operands[1:]]
         shape = physical_shape(workload.out_shape, choice.implementation.layout)
         self.hits += 1
-        return self.bb.emit(relax.call_tir(var, args, relax.TensorType(shape, "float32")))
+        result = relax.TensorType(shape, choice.implementation.dtype)
+        return self.bb.emit(relax.call_tir(var, args, result))
+
+    def _constants(self, node: Node, step: LayerStep, choice: LayerChoice) -> LayerConstants:
+        """Logical constants: as trained, or quantised with the plan's scales."""
+        if choice.implementation.precision != "int8":
+            return LayerConstants(step.weight, step.bias)
+        params = layer_params(node, self.params, step.layer.name)
+        return layer_constants(step.layer.workload, step.weight, step.bias, params)
 
     def _kernel(self, step: LayerStep, choice: LayerChoice) -> tuple[Kernel, Any]:
         impl = choice.implementation
@@ -161,7 +156,8 @@ class _Lowering:
         if key not in self.kernels:
             template = self.registry.get(impl.template).template
             try:
-                kernel = template.build(step.layer.workload, choice.knobs, self.target)
+                workload = impl.variant(step.layer.workload)
+                kernel = template.build(workload, choice.knobs, self.target)
             except TemplateError as err:
                 raise type(err)(f"layer {step.layer.name!r}: {err.message}", hint=err.hint) from err
             self.kernels[key] = (kernel, self._add(kernel.func, impl.template))
@@ -181,14 +177,41 @@ class _Lowering:
             )
         )
 
+    def _int8(self, node: Node, operator: Operator, operands: list[Any], form: str) -> Any:
+        """An operator between layers on int8 inputs in format ``form``."""
+        graph, params = self.network.graph, [self.params[v] for v in node.inputs]
+        out = self.params[node.output]
+        if operator.kind == "reshape":
+            return self.bb.emit(relax.op.reshape(operands[0], graph.shapes[node.output]))
+
+        def compute(*x: Any) -> Any:
+            match operator.kind:
+                case "add":
+                    return int8.add_te(x[0], params[0], x[1], params[1], out)
+                case "concat":
+                    return int8.concat_te(x, params, out, form)
+                case "clip":
+                    return int8.clip_te(x[0], *clip_to(operator.low, operator.high, params[0]))
+                case "mean":
+                    return int8.mean_te(x[0], params[0], form)
+            assert operator.pool is not None
+            if operator.kind == "max_pool":
+                return int8.max_pool_te(x[0], operator.pool, form)
+            return int8.avg_pool_te(x[0], params[0], operator.pool, form)
+
+        name = f"{operator.kind}_int8"
+        return self.bb.emit(self.bb.call_te(compute, *operands, primfunc_name_hint=name))
+
     def _other(
-        self, node: Any, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
+        self, node: Node, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
     ) -> Any:
         originals = [self.network.values[v] for v in node.inputs]
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
         if isinstance(step, OpStep) and step.lrn is not None:
             return self._lrn(step.lrn, operands[0], reads[0])
+        if isinstance(step, OpStep) and step.operator and is_int8(reads[0]):
+            return self._int8(node, step.operator, operands, reads[0])
         if isinstance(step, OpStep) and blocked and node.kind in ("follow", "concat"):
             return self.bb.emit(emit_blocked(self.bb, step.binding.value, table, blocked))
         if blocked:  # flatten of full blocks: memory order is already (N, C)
@@ -197,9 +220,21 @@ class _Lowering:
         bindings = step.bindings if isinstance(step, LayerStep) else (step.binding,)
         value = None
         for binding in bindings:
-            value = self.bb.emit(_Rewire(table).visit_expr(binding.value))
+            value = self.bb.emit(rewire(binding.value, table))
             table[binding.var] = value
         return value
+
+
+def rewire(expr: Any, table: dict[Any, Any]) -> Any:
+    """``expr`` with its variables replaced by ``table``."""
+    return _Rewire(table).visit_expr(expr)
+
+
+def conversion_name(c: Conversion) -> str:
+    """What a conversion does, as the name of its kernel."""
+    if is_int8(c.source) == is_int8(c.destination):
+        return "convert_layout"
+    return "quantise" if is_int8(c.destination) else "dequantise"
 
 
 def _prim_funcs(mod: Any) -> dict[Any, Any]:
@@ -236,4 +271,4 @@ def finish_relax(mod: Any, target: Target) -> Any:
     return schedule_rest(tvm.transform.Sequential(passes)(mod), target)
 
 
-__all__ = ["Lowered", "convert_layout", "finish_relax", "lower"]
+__all__ = ["Lowered", "conversion_name", "finish_relax", "lower", "rewire"]

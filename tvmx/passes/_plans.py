@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tvmx import __version__
 from tvmx._tvm import VERSION
 from tvmx.errors import BuildError
-from tvmx.ir import Config, LayerChoice, Plan
+from tvmx.ir import BlockSparsity, Config, LayerChoice, Plan
+from tvmx.passes._quantise import activations_of
 
 if TYPE_CHECKING:
-    from tvmx.ir import Layer
+    from tvmx.ir import Implementation, Layer
+    from tvmx.numerics import QuantParams
     from tvmx.passes._layers import Network
     from tvmx.targets import Target
     from tvmx.templates import Registry, TemplateEntry
@@ -22,14 +25,21 @@ def versions() -> dict[str, str]:
 
 
 def choose(
-    entry: TemplateEntry, layer: Layer, target: Target, config: Config | None = None
-) -> LayerChoice:
-    """A layer's choice of one template, at ``config`` or the template's default."""
-    knobs = config if config is not None else entry.template.space(layer.workload, target).default
+    entry: TemplateEntry, layer: Layer, target: Target, config: Config | None = None,
+    implementation: Implementation | None = None,
+) -> LayerChoice:  # fmt: skip
+    """A layer's choice of one template, at ``config`` or the template's default.
+
+    ``implementation`` tells the variant (type, sparsity); None means float and dense.
+    """
+    if implementation is None:
+        implementation = entry.implementation(layer.workload, target)
+    variant = implementation.variant(layer.workload)
+    knobs = config if config is not None else entry.template.space(variant, target).default
     return LayerChoice(
         layer=layer.name,
         workload=layer.workload.digest,
-        implementation=entry.implementation(layer.workload, target),
+        implementation=implementation,
         config=knobs.to_dict(),
     )
 
@@ -50,21 +60,56 @@ def baseline_plan(network: Network, registry: Registry, target: Target, seed: in
     )  # fmt: skip
 
 
+def int8_plan(
+    network: Network, registry: Registry, target: Target, params: Mapping[int, QuantParams],
+    seed: int = 0,
+) -> Plan:  # fmt: skip
+    """Every layer int8 where a template supports it, else as in the baseline; template defaults.
+
+    ``params`` are the calibrated scales and zero points by value.
+    """
+    choices = []
+    for layer in network.graph.layers:
+        options = registry.implementations(layer.workload, target)
+        int8 = [o for o in options if o[1].precision == "int8"]
+        for entry, implementation in (int8 or options)[:1]:
+            choices.append(choose(entry, layer, target, implementation=implementation))
+    return Plan(
+        model=network.model.digest, target=target.name, choices=tuple(choices), seed=seed,
+        activations=activations_of(params), versions=versions(),
+        note="int8 wherever a template supports it, template defaults",
+    )  # fmt: skip
+
+
 def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Target) -> Plan:
     """The plan's precision, sparsity and templates on another target, at that target's defaults.
 
-    A template that does not support a workload there gives way to the target's default one.
+    The same template where it supports the layer there, else another of the same precision and
+    level of sparsity (blocks follow the target's lanes), else the target's float default.
     """
     choices = []
     for layer in network.graph.layers:
         old = plan.choice(layer.name)
-        legal = registry.legal(layer.workload, target)
-        same = [e for e in legal if old and e.name == old.implementation.template]
-        choices += [choose(entry, layer, target) for entry in (same or legal)[:1]]
+        options = registry.implementations(layer.workload, target)
+        if not options:
+            continue
+        wanted = old.implementation if old else options[0][1]
+        alike = [o for o in options if _alike(o[1], wanted)] or options
+        same = [o for o in alike if o[1].template == wanted.template]
+        entry, implementation = (same or alike)[0]
+        choices.append(choose(entry, layer, target, implementation=implementation))
     return Plan(
         model=plan.model, target=target.name, choices=tuple(choices), seed=plan.seed,
-        versions=versions(), note=f"carried over from {plan.target}, defaults of {target.name}",
+        activations=plan.activations, versions=versions(),
+        note=f"carried over from {plan.target}, defaults of {target.name}",
     )  # fmt: skip
+
+
+def _alike(implementation: Implementation, wanted: Implementation) -> bool:
+    """Same precision, same share of blocks dropped."""
+    levels = [BlockSparsity.parse(i.sparsity) for i in (implementation, wanted)]
+    dropped = [level.level if level else 0 for level in levels]
+    return implementation.precision == wanted.precision and dropped[0] == dropped[1]
 
 
 def check_replay(plan: Plan, network: Network, registry: Registry) -> None:

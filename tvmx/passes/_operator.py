@@ -1,0 +1,110 @@
+"""What an operator between layers computes, where that is known well enough for int8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tvmx._tvm import relax, tvm
+from tvmx.numerics import Pool2d
+
+Kind = Literal["add", "concat", "max_pool", "avg_pool", "mean", "clip", "reshape"]
+TIED = frozenset({"max_pool", "avg_pool", "mean", "clip", "reshape"})
+"""Kinds whose int8 output keeps the scale and zero point of their input."""
+
+_POOLS: dict[str, Kind] = {"relax.nn.max_pool2d": "max_pool", "relax.nn.avg_pool2d": "avg_pool"}
+_RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze"}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator on its node's inputs, in order.
+
+    ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound). ``add`` and
+    ``concat`` (of channels) have at least two inputs, all others one.
+    """
+
+    kind: Kind
+    pool: Pool2d | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the int8 output has its input's scale and zero point."""
+        return self.kind in TIED
+
+
+def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
+    """The operator of a binding that reads the variables ``reads``; None if it is not known."""
+    call = binding.value
+    op = getattr(call, "op", None)
+    name = str(op.name) if isinstance(op, tvm.ir.Op) else ""
+    shape, out = _shape(call.args[0]) if name else (), _shape(binding.var)
+    if not name or str(getattr(binding.var.ty, "dtype", "")) != "float32":
+        return None
+    if name == "relax.concat":
+        return _concat(call, reads, out)
+    if name == "relax.add":
+        same = len(reads) == 2 and all(_shape(a) == out for a in call.args)
+        return Operator("add") if same and len(out) in (2, 4) else None
+    if len(reads) != 1 or not call.args[0].same_as(reads[0]):
+        return None
+    if name in _RESHAPES and shape[:1] == out[:1] and {len(shape), len(out)} <= {2, 4}:
+        return Operator("reshape")
+    if name in _POOLS and str(call.attrs.layout) == "NCHW":
+        return Operator(_POOLS[name], _pool(call.attrs))
+    if name == "relax.mean" and len(shape) == 4 and _global(call):
+        return Operator("mean")
+    if name == "relax.nn.adaptive_avg_pool2d" and out[2:] == (1, 1):
+        return Operator("mean")
+    if len(shape) in (2, 4) and shape == out:
+        return _clip(call, name)
+    return None
+
+
+def _concat(call: Any, reads: Sequence[Any], out: tuple[int, ...]) -> Operator | None:
+    parts = call.args[0]
+    if not isinstance(parts, relax.Tuple) or len(out) != 4 or int(call.attrs.axis) not in (1, -3):
+        return None
+    fields = list(parts.fields)
+    if len(fields) < 2 or len(fields) != len(reads):
+        return None
+    in_order = all(f.same_as(r) for f, r in zip(fields, reads, strict=True))
+    return Operator("concat") if in_order else None
+
+
+def _clip(call: Any, name: str) -> Operator | None:
+    if name == "relax.nn.relu":
+        return Operator("clip", low=0.0)
+    if name == "relax.nn.relu6":
+        return Operator("clip", low=0.0, high=6.0)
+    if name == "relax.clip":
+        low, high = (float(getattr(a, "value", a)) for a in call.args[1:3])
+        return Operator("clip", low=low, high=high)
+    return None
+
+
+def _pool(attrs: Any) -> Pool2d:
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    return Pool2d(
+        kernel=(int(attrs.pool_size[0]), int(attrs.pool_size[1])),
+        strides=(int(attrs.strides[0]), int(attrs.strides[1])),
+        padding=(top, left, bottom, right),
+        dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+        ceil_mode=bool(attrs.ceil_mode),
+        count_include_pad=bool(attrs.count_include_pad),
+    )
+
+
+def _global(call: Any) -> bool:
+    axes = sorted(int(a) for a in call.attrs.axis) if call.attrs.axis is not None else []
+    return axes == [2, 3] and bool(call.attrs.keepdims)
+
+
+def _shape(expr: Any) -> tuple[int, ...]:
+    ty = getattr(expr, "ty", None)
+    if not isinstance(ty, relax.TensorType) or not hasattr(ty.shape, "values"):
+        return ()
+    return tuple(int(v) for v in ty.shape.values)
