@@ -18,6 +18,8 @@ if _HIDE_TORCH:
 try:
     import tvm
     from tvm import relax, s_tir, te, tirx, topi
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as builder
 finally:
     if _HIDE_TORCH:
         del sys.modules["torch"]
@@ -25,7 +27,10 @@ finally:
 if TYPE_CHECKING:
     from tvmx.targets import Target
 
-__all__ = ["build_module", "make_target", "relax", "s_tir", "te", "tirx", "topi", "tvm"]
+__all__ = [
+    "IRBuilder", "build_module", "builder", "make_target", "relax", "s_tir", "te", "tirx", "topi",
+    "tvm",
+]  # fmt: skip
 
 VERSION: str = tvm.__version__
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Int8Dot = Literal["vnni512", "vnni256", "pmadd", "sdot", "smlal", "none"]
 _DTYPE_BITS = {"float32": 32, "float16": 16, "int8": 8, "uint8": 8, "int32": 32}
 
 
@@ -64,6 +65,19 @@ class Target(BaseModel):
     def arch(self) -> str:
         """Architecture part of the triple, such as ``aarch64``."""
         return self.triple.split("-", 1)[0]
+
+    @property
+    def int8_dot(self) -> Int8Dot:
+        """The best instructions for sums of s8 products (``tvmx.templates.DotForm``)."""
+        if self.arch == "aarch64" and self.vector_bits == 128:
+            return "sdot" if "+dotprod" in self.features else "smlal"
+        if self.arch not in ("x86_64", "i686"):
+            return "none"
+        if self.vector_bits == 512 and "+avx512vnni" in self.features:
+            return "vnni512"
+        if self.vector_bits == 256 and "+avxvnni" in self.features:
+            return "vnni256"
+        return "pmadd" if self.vector_bits in (128, 256, 512) else "none"
 
     def tvm_config(self) -> dict[str, Any]:
         """Keyword dict for ``tvm.target.Target``."""

@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tvmx.ir import Conv2dWorkload, DenseWorkload, Implementation, Space
+from tvmx.errors import TemplateError
+from tvmx.ir import DENSE, Conv2dWorkload, DenseWorkload, Implementation, Space
 from tvmx.ir._config import Config
 from tvmx.ir._implementation import Precision
+from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 
 Array = npt.NDArray[np.float32]
+Constant = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,32 @@ class Kernel:
     """A scheduled kernel and how its constants are packed.
 
     ``func`` is a ``tirx.PrimFunc`` whose buffers are, in order: data (in the
-    implementation's ``data_layout``), packed weight, packed bias (if the epilogue has
-    one), residual (if it has one, in ``layout``), output (in ``layout``).
-    ``pack_weight`` takes the logical weight (OIHW, or (out, in) for dense), ``pack_bias``
-    the logical ``(out_channels,)`` bias; both run once, at compile time.
+    implementation's ``data_layout``), the constants, residual (if the epilogue has one, in
+    ``layout``), output (in ``layout``). Packing runs once, at compile time.
+
+    Float kernels mostly have two constants: packed weight, and packed bias if the epilogue has
+    one. For these give ``pack_weight``, which takes the logical weight (OIHW, or (out, in) for
+    dense), and ``pack_bias``, for the logical ``(out_channels,)`` bias. Any other kernel (int8,
+    block-sparse) gives ``pack``: all constants, in order, from :class:`LayerConstants`.
     """
 
     func: Any
-    pack_weight: Callable[[Array], Array]
-    pack_bias: Callable[[Array], Array]
+    pack_weight: Callable[[Array], Array] | None = None
+    pack_bias: Callable[[Array], Array] | None = None
+    pack: Callable[[LayerConstants], tuple[Constant, ...]] | None = None
+
+    def constants(self, layer: LayerConstants) -> tuple[Constant, ...]:
+        """The kernel's constants for a layer, packed, in the order of its buffers."""
+        if self.pack is not None:
+            return tuple(np.ascontiguousarray(c) for c in self.pack(layer))
+        if self.pack_weight is None:
+            raise TemplateError("a Kernel needs pack, or pack_weight and pack_bias")
+        packed = [self.pack_weight(layer.weight)]
+        if layer.bias is not None:
+            if self.pack_bias is None:
+                raise TemplateError("the layer has a bias, but the Kernel no pack_bias")
+            packed.append(self.pack_bias(layer.bias))
+        return tuple(np.ascontiguousarray(c) for c in packed)
 
 
 class ScheduleTemplate(ABC):
@@ -41,11 +61,19 @@ class ScheduleTemplate(ABC):
     ``name`` (unique over all loaded templates), ``op`` (the workload's ``op``) and
     ``priority``: among the templates that support a workload the lowest priority is the
     baseline's.
+
+    ``precision`` and ``sparse`` say which variants of a layer a template computes; it is never
+    asked about others. A float dense template gets the workload as the network has it. An int8
+    one gets ``workload.dtype == "int8"``: data, residual and output are s8, the constants come
+    from int8 :class:`LayerConstants`, and the result equals
+    ``tvmx.numerics.requantise`` bit for bit. A sparse one gets ``workload.sparsity``, such as
+    ``16x1@80``, for each entry of :meth:`sparsities`.
     """
 
     name: ClassVar[str]
     op: ClassVar[str]
     precision: ClassVar[Precision] = "f32"
+    sparse: ClassVar[bool] = False
     priority: ClassVar[int] = 100
     examples: ClassVar[tuple[Conv2dWorkload | DenseWorkload, ...]] = ()
     """Workloads that conformance checks add to their own: for a template so specialised that
@@ -54,6 +82,10 @@ class ScheduleTemplate(ABC):
     @abstractmethod
     def supports(self, workload: Any, target: Target) -> str | None:
         """None when the template can compute ``workload`` on ``target``, else why it cannot."""
+
+    def sparsities(self, workload: Any, target: Target) -> tuple[str, ...]:
+        """The sparsities a ``sparse`` template offers for a layer (given as float and dense)."""
+        return (DENSE,)
 
     @abstractmethod
     def layouts(self, workload: Any, target: Target) -> tuple[str, str]:
@@ -70,12 +102,13 @@ class ScheduleTemplate(ABC):
     def implementation(
         self, workload: Conv2dWorkload | DenseWorkload, target: Target, fingerprint: str = ""
     ) -> Implementation:
-        """The implementation record of this template for a workload."""
+        """The implementation record of this template for a workload (variant)."""
         data_layout, layout = self.layouts(workload, target)
         return Implementation(
             template=self.name,
             layout=layout,
             data_layout=data_layout,
             precision=self.precision,
+            sparsity=workload.sparsity,
             fingerprint=fingerprint,
         )

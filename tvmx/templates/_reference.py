@@ -6,24 +6,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tvmx.ir import Conv2dWorkload, DenseWorkload
+from tvmx.ir import BlockSparsity, Conv2dWorkload, DenseWorkload
+from tvmx.numerics import (
+    LayerConstants,
+    LayerParams,
+    QuantParams,
+    layer_constants,
+    prune,
+    requantise,
+)
 from tvmx.templates._base import Array
+
+AnyArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Logical arrays (NCHW, OIHW; or (n, in), (out, in)), float32. ``expected`` is the output."""
+    """Logical arrays (NCHW, OIHW; or (n, in), (out, in)). ``expected`` is the output.
 
-    data: Array
-    weight: Array
-    bias: Array | None
-    residual: Array | None
-    expected: Array
+    float32, or s8 data, residual and output for int8 workloads; sparse workloads have a
+    pruned weight.
+    """
+
+    data: AnyArray
+    constants: LayerConstants
+    residual: AnyArray | None
+    expected: AnyArray
 
 
 def make_operands(workload: Conv2dWorkload | DenseWorkload) -> Operands:
-    """Operands seeded by the workload itself, scaled so that outputs are of order one."""
+    """Operands seeded by the workload itself, scaled so that outputs are of order one.
+
+    An int8 output covers the s8 range, saturating here and there.
+    """
     rng = np.random.default_rng(int(workload.digest, 16))
 
     def normal(*shape: int) -> Array:
@@ -34,34 +51,88 @@ def make_operands(workload: Conv2dWorkload | DenseWorkload) -> Operands:
     weight = normal(*workload.weight_shape) * np.float32(fan_in**-0.5)
     bias = normal(workload.weight_shape[0]) if workload.epilogue.bias else None
     residual = normal(*workload.out_shape) if workload.epilogue.residual else None
-    expected = reference(workload, data, weight, bias, residual)
-    return Operands(data, weight, bias, residual, expected)
+    sparsity = BlockSparsity.parse(workload.sparsity)
+    if sparsity is not None:
+        weight = prune(weight, sparsity)
+    if workload.dtype == "int8":
+        return _int8_operands(workload, rng, weight, bias)
+    constants = LayerConstants(weight, bias)
+    return Operands(data, constants, residual, reference(workload, data, constants, residual))
+
+
+def _int8_operands(
+    workload: Conv2dWorkload | DenseWorkload, rng: np.random.Generator, weight: Array,
+    bias: Array | None,
+) -> Operands:  # fmt: skip
+    params = LayerParams(
+        QuantParams.from_range(-2.5, 3.5), QuantParams.from_range(-3.0, 2.0),
+        QuantParams.from_range(-4.0, 2.5) if workload.epilogue.residual else None,
+    )  # fmt: skip
+    constants = layer_constants(workload, weight, bias, params)
+
+    def any_int8(shape: tuple[int, ...]) -> AnyArray:
+        return rng.integers(-128, 128, shape, dtype=np.int8)
+
+    data = any_int8(workload.data_shape)
+    residual = any_int8(workload.out_shape) if workload.epilogue.residual else None
+    return Operands(data, constants, residual, reference(workload, data, constants, residual))
 
 
 def reference(
-    workload: Conv2dWorkload | DenseWorkload, data: Array, weight: Array,
-    bias: Array | None, residual: Array | None,
-) -> Array:  # fmt: skip
-    """The workload's output on logical float32 operands, by PyTorch."""
+    workload: Conv2dWorkload | DenseWorkload, data: AnyArray, constants: LayerConstants,
+    residual: AnyArray | None,
+) -> AnyArray:  # fmt: skip
+    """The workload's output on logical operands, by PyTorch.
+
+    The accumulators of int8 layers are computed in float64, where every integer up to 2**53 is
+    exact. Any batch size will do.
+    """
+    if constants.requantise is None:
+        return _float_reference(workload, data, constants, residual)
+    how = constants.requantise
+    sums = linear(workload, data.astype(np.float64), constants.weight.astype(np.float64),
+                  None, float(how.data_zero_point))  # fmt: skip
+    assert constants.bias is not None
+    bias = constants.bias.reshape((1, -1) + (1,) * (sums.ndim - 2))
+    return requantise(sums.astype(np.int64) + bias, how, residual)
+
+
+def _float_reference(
+    workload: Conv2dWorkload | DenseWorkload, data: AnyArray, constants: LayerConstants,
+    residual: AnyArray | None,
+) -> AnyArray:  # fmt: skip
+    out = linear(workload, data, constants.weight, constants.bias)
+    if residual is not None:
+        out = out + residual
+    low, high = workload.epilogue.clip_min, workload.epilogue.clip_max
+    if low is not None or high is not None:
+        out = np.clip(out, low, high)
+    return np.ascontiguousarray(out)
+
+
+def linear(
+    workload: Conv2dWorkload | DenseWorkload, data: AnyArray, weight: AnyArray,
+    bias: AnyArray | None, padding: float = 0.0,
+) -> AnyArray:  # fmt: skip
+    """Convolution or matrix product plus bias, ``padding`` around the image; by PyTorch."""
     import torch
     from torch.nn import functional
 
-    def tensor(array: Array | None) -> Any:
-        return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+    def tensor(array: AnyArray | None) -> Any:
+        # Constants of a model are read-only, which torch warns about: those are copied.
+        return None if array is None else torch.from_numpy(np.require(array, None, ["C", "W"]))
 
     with torch.inference_mode():
         if isinstance(workload, DenseWorkload):
             out = functional.linear(tensor(data), tensor(weight), tensor(bias))
         else:
             top, left, bottom, right = workload.padding
+            image = tensor(data)
+            if any(workload.padding):
+                image = functional.pad(image, (left, right, top, bottom), value=padding)
             out = functional.conv2d(
-                functional.pad(tensor(data), (left, right, top, bottom)), tensor(weight),
-                tensor(bias), workload.strides, 0, workload.dilation, workload.groups,
+                image, tensor(weight), tensor(bias), workload.strides, 0, workload.dilation,
+                workload.groups,
             )  # fmt: skip
-        if residual is not None:
-            out = out + tensor(residual)
-        low, high = workload.epilogue.clip_min, workload.epilogue.clip_max
-        if low is not None or high is not None:
-            out = out.clamp(low, high)
-        result: Array = out.contiguous().numpy()
+        result: AnyArray = out.contiguous().numpy()
         return result

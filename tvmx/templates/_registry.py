@@ -55,6 +55,18 @@ class TemplateEntry:
         return self.template.implementation(workload, target, self.fingerprint)
 
 
+def _exact(template: ScheduleTemplate) -> bool:
+    return template.precision == "f32" and not template.sparse
+
+
+def variants(template: ScheduleTemplate, workload: Any, target: Target) -> list[Any]:
+    """The variants (type, sparsity) of a float dense layer that a template is made for."""
+    dtype = "int8" if template.precision == "int8" else "float32"
+    if template.sparse:
+        return [workload.variant(dtype, s) for s in template.sparsities(workload, target)]
+    return [workload.variant(dtype)]
+
+
 class Registry:
     """Templates by name. Nothing is loaded before one of the ``load_*``/``add_*`` calls."""
 
@@ -110,15 +122,44 @@ class Registry:
         return sorted(self._entries.values(), key=lambda e: (e.op, e.template.priority, e.name))
 
     def legal(self, workload: Any, target: Target) -> list[TemplateEntry]:
-        """The templates that support ``workload`` on ``target``, by (priority, name)."""
+        """The float, dense templates that support ``workload`` on ``target``, by (priority, name).
+
+        ``workload`` is the layer's own, float and dense.
+        """
         return sorted(
             (
                 e
                 for e in self._entries.values()
-                if e.op == workload.op and e.template.supports(workload, target) is None
+                if e.op == workload.op
+                and _exact(e.template)
+                and e.template.supports(workload, target) is None
             ),
             key=lambda e: (e.template.priority, e.name),
         )
+
+    def implementations(
+        self, workload: Any, target: Target, *, exact: bool = False
+    ) -> list[tuple[TemplateEntry, Implementation]]:
+        """Every way to compute a layer: float dense first (the baseline's at the head).
+
+        Then int8, then block-sparse, each by (priority, name). ``exact`` leaves out what changes
+        the layer's numbers.
+        """
+        found = [(e, e.implementation(workload, target)) for e in self.legal(workload, target)]
+        if exact:
+            return found
+        others = sorted(
+            (e for e in self._entries.values() if e.op == workload.op),
+            key=lambda e: (e.template.sparse, e.template.priority, e.name),
+        )
+        for entry in others:
+            found += [
+                (entry, entry.implementation(variant, target))
+                for variant in variants(entry.template, workload, target)
+                if not _exact(entry.template)
+                and entry.template.supports(variant, target) is None
+            ]
+        return found
 
     def default(self, workload: Any, target: Target) -> TemplateEntry | None:
         """The baseline's template for a workload; None when no template supports it."""
