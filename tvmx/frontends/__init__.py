@@ -1,25 +1,32 @@
-"""Network files to models. ONNX so far; ``torch.export`` archives and Relay text follow."""
+"""Network files to models: ONNX, and archives of ``torch.export``; Relay text follows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tvmx.errors import ModelError, UsageError
 from tvmx.ir import Model, TensorSpec
 
-__all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model", "model_digest"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-SUPPORTED_SUFFIXES = (".onnx",)
-_PLANNED = {".pt2": "torch.export archives", ".relay": "Relay text", ".json": "Relay JSON"}
+__all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model", "model_digest", "torch_runner"]
+
+SUPPORTED_SUFFIXES = (".onnx", ".pt2")
+_PLANNED = {".relay": "Relay text", ".json": "Relay JSON"}
+_PICKLED_SUFFIXES = (".pt", ".pth")
+_HINT = f"supported: {', '.join(SUPPORTED_SUFFIXES)}"
 
 
 def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
     """Read a network file and bring it into canonical form.
 
-    ``shapes`` fixes the dynamic dimensions of inputs, by ONNX input name; static dimensions
-    may be repeated but not changed. Files of an unknown suffix are tried as ONNX when they
-    do not look like text or a zip archive.
+    ``shapes`` fixes the dynamic dimensions of inputs, by their name in the file; static
+    dimensions may be repeated but not changed. Files of an unknown suffix are taken for what
+    their first bytes say. No code from a file is run: ``.pt2`` archives are read as data, and
+    pickles are refused.
 
     Raises:
         UsageError: there is no such file.
@@ -28,25 +35,33 @@ def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = 
         ModelShapeError: an input shape is dynamic, unknown or contradicts the model.
         ModelError: anything else the file's content stands in the way of.
     """
-    file = _model_file(path)
+    file, wanted = _model_file(path), dict(shapes or {})
+    if _is_torch(file):
+        from tvmx.frontends._torch import load_torch
+
+        return load_torch(file, wanted)
     from tvmx.frontends._onnx import load_onnx
 
-    return load_onnx(file, dict(shapes or {}))
+    return load_onnx(file, wanted)
 
 
 def check_model(
     path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[TensorSpec, ...]:
-    """Look at a network file without importing TVM, and return its inputs.
+    """Look at a network file without importing TVM or torch, and return its inputs.
 
     Raises what :func:`load_model` raises for the file, its inputs and its operators.
     """
-    file = _model_file(path)
+    file, wanted = _model_file(path), dict(shapes or {})
+    if _is_torch(file):
+        from tvmx.frontends._torch import check_torch
+
+        return check_torch(file, wanted)
     from tvmx.frontends._onnx_check import check_operators, read_model
     from tvmx.frontends._onnx_shapes import resolve_inputs
 
     proto, _ = read_model(file)
-    inputs = resolve_inputs(proto, dict(shapes or {}), file)
+    inputs = resolve_inputs(proto, wanted, file)
     check_operators(proto, file)
     return inputs
 
@@ -56,17 +71,33 @@ def model_digest(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None 
 
     Raises what :func:`load_model` raises for the file and its inputs.
     """
-    file = _model_file(path)
+    file, wanted = _model_file(path), dict(shapes or {})
+    if _is_torch(file):
+        from tvmx.frontends._torch import torch_digest
+
+        return torch_digest(file, wanted)
     from tvmx.frontends._onnx import onnx_digest
 
-    return onnx_digest(file, dict(shapes or {}))
+    return onnx_digest(file, wanted)
+
+
+def torch_runner(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Callable[[Mapping[str, npt.NDArray[Any]]], tuple[npt.NDArray[Any], ...]]:
+    """The program in a ``.pt2`` file, run by torch: inputs by name to outputs in order.
+
+    Raises what :func:`load_model` raises for the file, its inputs and its operators.
+    """
+    from tvmx.frontends._torch import torch_runner as runner
+
+    return runner(_model_file(path), dict(shapes or {}))
 
 
 def _model_file(path: str | Path) -> Path:
     file = Path(path)
     if not file.is_file():
         what = "is a folder, not a model file" if file.is_dir() else "does not exist"
-        raise UsageError(f"model {file} {what}", hint="give the path of an .onnx file")
+        raise UsageError(f"model {file} {what}", hint="give the path of an .onnx or .pt2 file")
     _check_kind(file)
     return file
 
@@ -75,14 +106,27 @@ def _check_kind(file: Path) -> None:
     suffix = file.suffix.lower()
     if suffix in SUPPORTED_SUFFIXES:
         return
-    hint = f"supported: {', '.join(SUPPORTED_SUFFIXES)}"
     if suffix in _PLANNED:
-        raise ModelError(f"{file}: {_PLANNED[suffix]} cannot be imported yet", hint=hint)
+        raise ModelError(f"{file}: {_PLANNED[suffix]} cannot be imported yet", hint=_HINT)
+    # An ONNX file starts with field 1 (ir_version), a small varint.
+    if not _is_torch(file) and _head(file)[:1] != b"\x08":
+        raise ModelError(f"{file}: not a model format tvmx knows", hint=_HINT)
+
+
+def _is_torch(file: Path) -> bool:
+    """Whether torch wrote the file, as far as its name and first bytes tell."""
+    suffix = file.suffix.lower()
+    if suffix in (".pt2", *_PICKLED_SUFFIXES):
+        return True
+    # A zip archive, or a pickle of protocol 2 to 5.
+    head = _head(file)
+    zipped = head == b"PK\x03\x04"
+    return suffix != ".onnx" and (zipped or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"))
+
+
+def _head(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            head = stream.read(8)
+            return stream.read(4)
     except OSError as err:
         raise UsageError(f"cannot read model {file}: {err.strerror}") from err
-    # An ONNX file starts with field 1 (ir_version), a small varint.
-    if head[:1] != b"\x08":
-        raise ModelError(f"{file}: not a model format tvmx knows", hint=hint)

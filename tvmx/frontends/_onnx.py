@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvmx.frontends._digest import content_digest
 from tvmx.frontends._onnx_check import check_operators, read_model
 from tvmx.frontends._onnx_shapes import resolve_inputs
 from tvmx.ir import Model, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
-
-_CHUNK = 1 << 24
 
 
 def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
@@ -25,14 +23,14 @@ def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
     proto, files = read_model(path)
     inputs = resolve_inputs(proto, shapes, path)
     check_operators(proto, path)
-    digest = _digest(files, inputs)
+    digest = content_digest(files, inputs)
     return _import(proto, inputs, path, digest)
 
 
 def onnx_digest(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
     """Digest of an ONNX file at these input shapes; see :class:`tvmx.ir.Model`."""
     proto, files = read_model(path)
-    return _digest(files, resolve_inputs(proto, shapes, path))
+    return content_digest(files, resolve_inputs(proto, shapes, path))
 
 
 def _import(
@@ -53,14 +51,3 @@ def _import(
         path=path,
         frontend="onnx",
     )
-
-
-def _digest(files: tuple[Path, ...], inputs: tuple[TensorSpec, ...]) -> str:
-    sha = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                sha.update(chunk)
-    for spec in inputs:
-        sha.update(spec.describe().encode())
-    return sha.hexdigest()[:16]

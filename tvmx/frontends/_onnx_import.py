@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tvmx._tvm import relax, tvm
 from tvmx.errors import CorruptModelError, ModelError, ModelShapeError, TvmxError
+from tvmx.frontends._names import identifier
 from tvmx.frontends._onnx_check import opset_of
 from tvmx.frontends._onnx_rules import RULES
 from tvmx.ir import SourceNode, TensorSpec
@@ -206,12 +206,6 @@ def _is_float(ty: Any) -> bool:
     if isinstance(ty, relax.TupleType):
         return any(_is_float(field) for field in ty.fields)
     return isinstance(ty, relax.TensorType) and str(ty.dtype).startswith("float")
-
-
-def identifier(name: str) -> str:
-    """``name`` as a Relax variable name: letters, digits and underscores."""
-    text = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return text if text and not text[0].isdigit() else f"_{text}"
 
 
 def _static(ty: Any) -> tuple[int, ...] | None:

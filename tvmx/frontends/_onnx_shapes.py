@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmx.errors import ModelError, ModelShapeError
+from tvmx.errors import ModelError
+from tvmx.frontends._shapes import (
+    Dim,
+    check_dtype,
+    check_names,
+    reject_dynamic,
+    resolve_shape,
+)
 from tvmx.ir import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
-
-_DTYPES = ("float32", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "bool")
-Dim = int | str
-"""A dimension in the file: a size, or the name of an unknown (``?`` where it has none)."""
 
 
 def resolve_inputs(
@@ -30,19 +32,13 @@ def resolve_inputs(
     weights = {init.name for init in proto.graph.initializer}
     values = [value for value in proto.graph.input if value.name not in weights]
     names = [value.name for value in values]
-    for name in shapes:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            raise ModelShapeError(
-                f"{path}: the model has no input {name!r}; its inputs are {', '.join(names)}",
-                hint=f"did you mean --shape {close[0]}=...?" if close else None,
-            )
+    check_names(names, shapes, path)
     declared = {value.name: _declared(value) for value in values}
-    _reject_dynamic(declared, shapes, path)
+    reject_dynamic(declared, shapes, path)
     return tuple(
         TensorSpec(
             value.name,
-            _resolve(value.name, declared[value.name], shapes.get(value.name), path),
+            resolve_shape(value.name, declared[value.name], shapes.get(value.name), path),
             _dtype(value, path),
         )
         for value in values
@@ -60,60 +56,6 @@ def _declared(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
     )
 
 
-def _reject_dynamic(
-    declared: dict[str, tuple[Dim, ...] | None], shapes: dict[str, tuple[int, ...]], path: Path
-) -> None:
-    problems, hints = [], []
-    for name, dims in declared.items():
-        if name in shapes:
-            continue
-        if dims is None:
-            problems.append(f"input {name!r} has no shape")
-            hints.append(f"--shape {name}=1,3,224,224")
-        elif any(isinstance(dim, str) for dim in dims):
-            text = ", ".join(map(str, dims))
-            problems.append(f"input {name!r} has the dynamic shape ({text})")
-            hints.append(f"--shape {name}={_example(dims)}")
-    if problems:
-        raise ModelShapeError(f"{path}: {'; '.join(problems)}", hint=f"add {' '.join(hints)}")
-
-
-def _example(dims: tuple[Dim, ...]) -> str:
-    """A shape to type: batch 1, colour images of 224 x 224, 1 for any other unknown."""
-    usual = (1, 3, 224, 224) if len(dims) == 4 else (1,) * len(dims)
-    return ",".join(
-        str(dim if isinstance(dim, int) else usual[axis]) for axis, dim in enumerate(dims)
-    )
-
-
-def _resolve(
-    name: str, dims: tuple[Dim, ...] | None, wanted: tuple[int, ...] | None, path: Path
-) -> tuple[int, ...]:
-    if wanted is None:
-        return tuple(dim for dim in dims or () if isinstance(dim, int))
-    given = ",".join(map(str, wanted))
-    if any(size < 1 for size in wanted):
-        raise ModelShapeError(f"{path}: shape {name}={given}: every dimension must be at least 1")
-    if dims is None:
-        return tuple(wanted)
-    text = ", ".join(map(str, dims))
-    hint = f"--shape {name}={_example(dims)}"
-    if len(wanted) != len(dims):
-        raise ModelShapeError(
-            f"{path}: shape {name}={given} has {len(wanted)} dimensions, "
-            f"the model's input ({text}) has {len(dims)}",
-            hint=hint,
-        )
-    for axis, (size, dim) in enumerate(zip(wanted, dims, strict=True)):
-        if isinstance(dim, int) and dim != size:
-            raise ModelShapeError(
-                f"{path}: shape {name}={given} contradicts the model's input ({text}): "
-                f"dimension {axis} is fixed to {dim}",
-                hint=hint,
-            )
-    return tuple(wanted)
-
-
 def _dtype(value: onnx.ValueInfoProto, path: Path) -> str:
     from onnx import TensorProto, helper
 
@@ -128,9 +70,4 @@ def _dtype(value: onnx.ValueInfoProto, path: Path) -> str:
         dtype = TensorProto.DataType.Name(code)
     else:
         dtype = str(helper.tensor_dtype_to_np_dtype(code))
-    if dtype not in _DTYPES:
-        raise ModelError(
-            f"{path}: input {value.name!r} is of type {dtype}; tvmx takes float32 and integers",
-            hint="export the model in float32",
-        )
-    return dtype
+    return check_dtype(value.name, dtype, path)

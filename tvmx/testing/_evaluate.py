@@ -56,9 +56,9 @@ def evaluate_template(
     got = run.output()
     if not np.isfinite(got).all():
         raise TemplateError(f"{template.name}: {workload.describe()}: output is not all finite")
-    logical = np.asarray(to_logical(got, layout, workload.out_shape[1]), dtype=np.float32)
+    logical = to_logical(got, layout, workload.out_shape[1]).astype(np.float64)
     error = np.abs(logical - operands.expected).max()
-    span = float(np.ptp(operands.expected)) or 1.0
+    span = float(np.ptp(operands.expected.astype(np.float64))) or 1.0
     gflops = 2 * workload.macs / run.seconds() / 1e9 if timed else None
     return Evaluation(absolute=float(error), relative=float(error) / span, gflops=gflops)
 
@@ -69,32 +69,32 @@ def kernel_arrays(
     workload: AnyWorkload,
     target: Target,
     operands: Operands,
-) -> list[npt.NDArray[np.float32]]:
-    """The kernel's arguments in order, the output last and filled with NaN.
+) -> list[npt.NDArray[Any]]:
+    """The kernel's arguments in order, the output last and filled with NaN (int8: 0x5B).
 
     Raises :class:`TemplateError` when they do not fit the function's parameters.
     """
     data_layout, layout = template.layouts(workload, target)
-    arrays = [to_physical(operands.data, data_layout), kernel.pack_weight(operands.weight)]
-    if operands.bias is not None:
-        arrays.append(kernel.pack_bias(operands.bias))
+    constants = kernel.constants(operands.constants)
+    arrays: list[npt.NDArray[Any]] = [to_physical(operands.data, data_layout), *constants]
     if operands.residual is not None:
         arrays.append(to_physical(operands.residual, layout))
-    arrays.append(np.full(physical_shape(workload.out_shape, layout), np.nan, np.float32))
+    fill, dtype = (0x5B, np.int8) if workload.dtype == "int8" else (np.nan, np.float32)
+    arrays.append(np.full(physical_shape(workload.out_shape, layout), fill, dtype))
     wanted = [(tuple(int(n) for n in p.shape), str(p.dtype)) for p in kernel.func.params]
     given = [(a.shape, str(a.dtype)) for a in arrays]
     if wanted != given:
         raise TemplateError(
             f"{template.name}: {workload.describe()}: the function takes {wanted}, "
-            f"the contract gives it {given} (data, weight, bias, residual, output)"
+            f"the contract gives it {given} (data, constants, residual, output)"
         )
-    return [np.ascontiguousarray(a, dtype=np.float32) for a in arrays]
+    return [np.ascontiguousarray(a) for a in arrays]
 
 
 class _Loaded:
     """A compiled function with its arguments on the device. No linker is involved."""
 
-    def __init__(self, func: Any, target: Target, arrays: list[npt.NDArray[np.float32]]) -> None:
+    def __init__(self, func: Any, target: Target, arrays: list[npt.NDArray[Any]]) -> None:
         from tvmx import _tvm
 
         module = _tvm.tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
@@ -104,8 +104,8 @@ class _Loaded:
     def __call__(self) -> None:
         self._module["kernel"](*self._arguments)
 
-    def output(self) -> npt.NDArray[np.float32]:
-        result: npt.NDArray[np.float32] = self._arguments[-1].numpy()
+    def output(self) -> npt.NDArray[Any]:
+        result: npt.NDArray[Any] = self._arguments[-1].numpy()
         return result
 
     def seconds(self) -> float:
