@@ -1,21 +1,38 @@
-"""Calibration and evaluation data, and the metric accuracy drops are told in."""
+"""Calibration and evaluation data, the metric accuracy drops are told in, and their simulation."""
+
+from typing import TYPE_CHECKING, Any
 
 from tvmx.accuracy._data import load_data
-from tvmx.accuracy._metric import Score, agreement, drop, score, top1
+from tvmx.accuracy._metric import DEFAULT_METRIC, Metric, Score, agreement, drop, score, top1
 from tvmx.accuracy._npz import load_inputs, read_npz
 from tvmx.accuracy._samples import Dataset, Feed, InputSpec, Samples
+from tvmx.accuracy._user_metric import UserMetric, load_metric
+
+if TYPE_CHECKING:
+    from tvmx.accuracy._calibrate import calibrate
+    from tvmx.accuracy._sensitivity import (
+        Sensitivities,
+        joint_drop,
+        sensitivities,
+        sensitivity_key,
+    )
 
 __all__ = [
-    "Dataset",
-    "Feed",
-    "InputSpec",
-    "Samples",
-    "Score",
-    "agreement",
-    "drop",
-    "load_data",
-    "load_inputs",
-    "read_npz",
-    "score",
-    "top1",
-]
+    "DEFAULT_METRIC", "Dataset", "Feed", "InputSpec", "Metric", "Samples", "Score",
+    "Sensitivities", "UserMetric", "agreement", "calibrate", "drop", "joint_drop", "load_data",
+    "load_inputs", "load_metric", "read_npz", "score", "sensitivities", "sensitivity_key", "top1",
+]  # fmt: skip
+
+_LAZY = {
+    "calibrate": "_calibrate", "Sensitivities": "_sensitivity", "joint_drop": "_sensitivity",
+    "sensitivities": "_sensitivity", "sensitivity_key": "_sensitivity",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs the simulator's packages on first use."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"tvmx.accuracy.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,12 @@
-"""Accuracy in percent: top-1 on labels, else agreement with the float reference."""
+"""Accuracy in percent: top-1 on labels, else agreement with the float reference.
+
+A metric of the user's takes the place of both, see :mod:`tvmx.accuracy._user_metric`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +18,34 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in percent and what it means: ``top-1`` or ``agreement``."""
+    """An accuracy in percent and what it means.
 
-    kind: Literal["top-1", "agreement"]
+    ``kind`` is ``top-1``, ``agreement`` or the user's ``module:function``.
+    """
+
+    kind: str
     percent: float
     samples: int
+
+
+class Metric(Protocol):
+    """How outputs are scored.
+
+    ``labels`` is (samples,), or None; ``reference`` are the float network's outputs.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when what the metric computes may have changed: cached figures go by it."""
+
+    def score(self, outputs: Array, *, labels: Array | None, reference: Array) -> Score:
+        """Accuracy of ``outputs`` (samples, ...); more is better. Raises DataError."""
+
+    def margins(self, outputs: Array, *, labels: Array | None, reference: Array) -> Array | None:
+        """Per decision, how far it is from changing: positive where right, as the score counts.
+
+        None where the score is not a share of right decisions. Raises DataError as ``score``.
+        """
 
 
 def top1(outputs: Array, labels: Array) -> float:
@@ -69,21 +95,52 @@ def agreement(outputs: Array, reference: Array) -> float:
     return _percent((outputs.argmax(1) == reference.argmax(1)) & ~broken)
 
 
-def score(outputs: Array, *, labels: Array | None, reference: Array) -> Score:
-    """Top-1 where there are labels, else agreement with ``reference`` outputs.
+@dataclass(frozen=True)
+class DecisionMetric:
+    """The default: top-1 where there are labels, else agreement with the float outputs."""
 
-    Raises DataError as :func:`top1` and :func:`agreement` do.
-    """
-    if labels is not None:
-        return Score("top-1", top1(outputs, labels), len(outputs))
-    return Score("agreement", agreement(outputs, reference), len(outputs))
+    @property
+    def fingerprint(self) -> str:
+        """Nothing of the user's is in it."""
+        return ""
+
+    def score(self, outputs: Array, *, labels: Array | None, reference: Array) -> Score:
+        """See :func:`top1` and :func:`agreement`, which raise DataError."""
+        if labels is not None:
+            return Score("top-1", top1(outputs, labels), len(outputs))
+        return Score("agreement", agreement(outputs, reference), len(outputs))
+
+    def margins(self, outputs: Array, *, labels: Array | None, reference: Array) -> Array:
+        """The right class's output less the largest other one; -inf where there is a NaN."""
+        self.score(outputs, labels=labels, reference=reference)  # for its errors
+        if labels is None:
+            right = np.expand_dims(reference.argmax(1), 1)
+        else:
+            right = labels.reshape((-1,) + (1,) * (outputs.ndim - 1))
+        own = np.take_along_axis(outputs, right, 1)
+        others = outputs.copy()
+        np.put_along_axis(others, right, -np.inf, 1)
+        with np.errstate(invalid="ignore"):
+            margins: Array = own[:, 0] - others.max(axis=1)
+        margins[np.isnan(outputs).any(1) | np.isnan(margins)] = -np.inf
+        return margins
+
+
+DEFAULT_METRIC: Metric = DecisionMetric()
+
+
+def score(
+    outputs: Array, *, labels: Array | None, reference: Array, metric: Metric = DEFAULT_METRIC
+) -> Score:
+    """Score of ``outputs`` by a metric, see :class:`Metric`. Raises DataError."""
+    return metric.score(outputs, labels=labels, reference=reference)
 
 
 def drop(reference: Score, candidate: Score) -> float:
     """How much accuracy ``candidate`` loses, in percentage points (negative: it gains).
 
     Raises:
-        DataError: one is top-1, the other agreement, or the numbers of samples differ.
+        DataError: they are of different metrics, or the numbers of samples differ.
     """
     if (reference.kind, reference.samples) != (candidate.kind, candidate.samples):
         raise DataError(
