@@ -43,13 +43,25 @@ def test_sums() -> None:
     assert table.weights_bytes((0, 1)) == 24
     assert table.baseline == (0, 0)
     assert table.layers[0].legal == (0,)
+    assert table.accuracy_drop((0, 1)) == 0.0
     with pytest.raises(StoreError, match="'conv' has no latency for t NCHW f32"):
         table.layers_us((1, 0))
+
+
+def test_accuracy_drops_add_up_without_rounding_noise() -> None:
+    rows = [layer(accuracy_drop=(0.0, drop), latency_us=(1.0, 1.0)) for drop in (0.1, 0.2, 0.3)]
+    table = CostTable(layers=(*rows, layer()))
+    assert table.accuracy_drop((0, 0, 0, 0)) == 0.0
+    assert table.accuracy_drop((1, 1, 0, 0)) == 0.3
+    assert table.accuracy_drop((1, 1, 1, 0)) == 0.6
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"accuracy_drop": (0.0,)},
+        {"accuracy_drop": (0.0, -0.1)},
+        {"accuracy_drop": (0.0, float("nan"))},
         {"latency_us": (1.0,)},
         {"weights_bytes": (1,)},
         {"baseline": 1},
@@ -80,10 +92,19 @@ def test_load_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a tvmx cost table"):
         CostTable.load(path)
     text = random_table(1).model_dump_json()
-    path.write_text(text.replace('"schema_version":1', '"schema_version":7'))
+    path.write_text(text.replace('"schema_version":2', '"schema_version":7'))
     with pytest.raises(StoreError, match="schema 7"):
         CostTable.load(path)
 
 
-def test_transition_key() -> None:
-    assert transition_key((1, 64, 56, 56), "NCHW", "NCHW16c") == "1x64x56x56:NCHW>NCHW16c"
+@pytest.mark.parametrize(
+    ("shape", "source", "destination", "key"),
+    [
+        ((1, 64, 56, 56), "NCHW", "NCHW16c", "1x64x56x56:NCHW>NCHW16c"),
+        ((1, 64, 56, 56), "NCHW16c", "NCHW16c/s8", "1x64x56x56:NCHW16c>NCHW16c/s8"),
+        ((1, 64, 1, 1), "NCHW16c", "NC/s8", "1x64x1x1:NCHW16c>NCHW/s8"),
+        ((1, 10), "NCHW", "NCHW/s8", "1x10:NC>NC/s8"),
+    ],
+)
+def test_transition_key(shape: tuple[int, ...], source: str, destination: str, key: str) -> None:
+    assert transition_key(shape, source, destination) == key

@@ -11,11 +11,16 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.search_tables import plan_us, random_table, residual_edges, walk_of
+from tests.search_tables import (
+    plan_us,
+    random_table,
+    residual_edges,
+    walk_of,
+)
 from tvmx.errors import UsageError
 from tvmx.ir import Implementation
 from tvmx.ir._cost_table import CostTable
-from tvmx.search import ENV_ID, DeployEnv
+from tvmx.search import ENV_ID, Budgets, DeployEnv
 from tvmx.search._observation import FEATURES
 
 
@@ -40,6 +45,14 @@ def test_check_env(objective: str) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("arena", [None, 8])
+def test_check_env_with_budgets(arena: int | None) -> None:
+    budgets = Budgets(max_accuracy_drop=1.0, max_weights_bytes=9000, max_arena_bytes=arena)
+    env = gymnasium.make(ENV_ID, table=random_table(0), budgets=budgets, arena_bytes=sum)
+    check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
 @given(st.integers(0, 10_000), st.booleans())
 def test_return_is_the_share_of_the_baseline_saved(seed: int, residual: bool) -> None:
     table = random_table(seed, layers=6, failing=0.3)
@@ -53,6 +66,7 @@ def test_return_is_the_share_of_the_baseline_saved(seed: int, residual: bool) ->
     assert info["latency_us"] == pytest.approx(plan_us(table, actions, edges), rel=1e-12)
     assert info["assignment"] == actions
     assert info["weights_bytes"] == table.weights_bytes(actions)
+    assert info["accuracy_drop"] == 0.0 and info["feasible"] is True
 
 
 def test_baseline_returns_zero() -> None:

@@ -12,12 +12,16 @@ Env = gymnasium.Env[Any, Any]
 
 
 class Episode(NamedTuple):
-    """One finished episode: its number, what was chosen, its return, the exploration share."""
+    """One finished episode: its number, what was chosen, its return, the exploration share.
+
+    ``feasible`` is False for a plan over a budget; its return is then a penalty.
+    """
 
     number: int
     actions: tuple[int, ...]
     total: float
     epsilon: float
+    feasible: bool = True
 
 
 OnEpisode = Callable[[Episode], object]
@@ -27,8 +31,9 @@ class Agent(ABC):
     """Learns to choose by playing episodes. Sees only the gymnasium environment.
 
     Environments give ``info["action_mask"]``, ``info["state"]`` and ``info["baseline"]``
-    as :class:`tvmx.search.DeployEnv` documents them. The first episode plays the baseline, so
-    what :meth:`train` returns is never worse than it.
+    as :class:`tvmx.search.DeployEnv` documents them, and ``info["feasible"]`` at the end. The
+    first episode plays the baseline, or what the environment names in its place where budgets
+    mask it, so what :meth:`train` returns is never worse than that.
     """
 
     @abstractmethod
@@ -37,6 +42,8 @@ class Agent(ABC):
     ) -> list[int]:
         """Play at most ``episodes`` episodes; returns the actions of the best one seen.
 
+        Where an arena budget was never met that is the plan least over it: check, or collect
+        with :class:`tvmx.search.TopCandidates`, which takes feasible plans only.
         ``on_episode`` is called after each. Equal seeds give equal runs.
         """
 
@@ -50,17 +57,19 @@ class Best:
         self.total = float("-inf")
         self.actions: tuple[int, ...] = ()
 
-    def add(self, actions: tuple[int, ...], total: float, epsilon: float) -> None:
+    def add(
+        self, actions: tuple[int, ...], total: float, epsilon: float, feasible: bool = True
+    ) -> None:
         """Record one episode."""
         if total > self.total:
             self.total, self.actions = total, actions
         if self._on_episode is not None:
-            self._on_episode(Episode(self.count, actions, total, epsilon))
+            self._on_episode(Episode(self.count, actions, total, epsilon, feasible))
         self.count += 1
 
 
 def play_baseline(env: Env, seed: int, best: Best) -> None:
-    """Seed the environment and play the baseline's actions for one episode."""
+    """Seed the environment and play ``info["baseline"]`` for one episode."""
     _, info = env.reset(seed=seed)
     actions: list[int] = []
     total, over = 0.0, False
@@ -69,7 +78,7 @@ def play_baseline(env: Env, seed: int, best: Best) -> None:
         _, reward, terminated, truncated, info = env.step(actions[-1])
         total += float(reward)
         over = terminated or truncated
-    best.add(tuple(actions), total, 0.0)
+    best.add(tuple(actions), total, 0.0, info.get("feasible", True))
 
 
 class LegalActions:

@@ -25,7 +25,7 @@ class RandomAgent(Agent):
                 _, reward, terminated, truncated, info = env.step(path[-1])
                 total += float(reward)
                 over = terminated or truncated
-            best.add(tuple(path), total, 1.0)
+            best.add(tuple(path), total, 1.0, info.get("feasible", True))
         return list(best.actions)
 
 
@@ -68,5 +68,5 @@ class GreedyAgent(Agent):
             _, reward, terminated, truncated, info = env.step(path[-1])
             rewards.append(float(reward))
             over = terminated or truncated
-        best.add(tuple(path), sum(rewards), 0.0)
+        best.add(tuple(path), sum(rewards), 0.0, info.get("feasible", True))
         return rewards[layer]

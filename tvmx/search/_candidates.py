@@ -19,7 +19,8 @@ class Candidate(NamedTuple):
 class TopCandidates:
     """The ``k`` best distinct assignments seen; on ties the earlier one is better.
 
-    An instance is an ``on_episode`` callback. Assumes that equal actions have equal returns.
+    An instance is an ``on_episode`` callback. Infeasible episodes are passed over, so there
+    may be fewer than ``k``, or none. Assumes that equal actions have equal returns.
     """
 
     def __init__(self, k: int) -> None:
@@ -31,8 +32,9 @@ class TopCandidates:
         self._seen = 0
 
     def __call__(self, episode: Episode) -> None:
-        """Record one episode."""
-        self.add(episode.actions, episode.total)
+        """Record one episode, if it keeps the budgets."""
+        if episode.feasible:
+            self.add(episode.actions, episode.total)
 
     def add(self, actions: tuple[int, ...], total: float) -> None:
         """Record one assignment."""

@@ -13,12 +13,16 @@ import numpy.typing as npt
 from tvmx.errors import UsageError
 from tvmx.ir._cost_table import CostTable
 from tvmx.search._border import BorderWalk, ChainBorderWalk
+from tvmx.search._budgets import NO_BUDGETS, Budgets
+from tvmx.search._ledger import Ledger
 from tvmx.search._memo import TableBorder
 from tvmx.search._objective import TIE_BREAK, check_objective
 from tvmx.search._observation import (
     DECIDED,
+    DROP_LEFT,
     FEATURES,
     RELATIVE,
+    WEIGHTS_LEFT,
     Vector,
     slot_of,
     slots_of,
@@ -36,11 +40,13 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
 
     ## Action space
     ``Discrete(n)``, n the most implementations any layer has. Action i is the layer's
-    ``implementations[i]``. ``info["action_mask"]`` and :meth:`action_masks` tell which are
-    legal; a masked action raises :class:`tvmx.errors.UsageError`, it is never remapped.
+    ``implementations[i]``: a precision, a sparsity, a layout and a template at once.
+    ``info["action_mask"]`` and :meth:`action_masks` tell which are legal: those that could be
+    measured and leave a way to the end within the accuracy and weights budgets, so there always
+    is one. A masked action raises :class:`tvmx.errors.UsageError`, it is never remapped.
 
     ## Observation space
-    ``Box(0, 1, (13 + 1 + slots,), float32)``:
+    ``Box(0, 1, (15 + 1 + slots,), float32)``:
 
     | num | observation                                              | scale            |
     |-----|----------------------------------------------------------|------------------|
@@ -57,8 +63,10 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     | 10  | the layer's share of the baseline's latency              | 0 to 1           |
     | 11  | share of the baseline's latency that is decided already  | 0 to 1           |
     | 12  | plan / (plan + baseline), us of the decided layers       | 0.5: as baseline |
-    | 13  | no previous layer                                        | 0 or 1           |
-    | 14+ | previous layer's implementation, one-hot over ``slots``  | 0 or 1           |
+    | 13  | share of the accuracy budget that is left                | 0 to 1, 1: none  |
+    | 14  | share of the memory (weights) budget that is left        | 0 to 1, 1: none  |
+    | 15  | no previous layer                                        | 0 or 1           |
+    | 16+ | previous layer's implementation, one-hot over ``slots``  | 0 or 1           |
 
     Features 1 to 9 need the layer's workload in ``table.workloads`` and are 0 without.
 
@@ -68,30 +76,38 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     conversions. The return of an episode is (baseline total - plan total) / baseline total.
     ``weights``: the same of packed constants' bytes. ``arena``: the last step is rewarded
     with the same of ``arena_bytes(assignment)``. Both add the latency's reward times
-    ``TIE_BREAK``.
+    ``TIE_BREAK``. A plan over ``budgets.max_arena_bytes``, which shows at the end only, gets a
+    last reward that makes its return less than any that keeps it: less than every layer at
+    its slowest and every tensor through every conversion would return, and the less the more
+    it is over.
 
     ## Episode
     Starts at the first layer and terminates after the last one; never truncated.
     ``info`` has ``layer`` (index), ``action_mask`` (int8), ``baseline`` (the baseline's
-    action, -1 at the end), ``previous`` (slot of the previous layer, -1 at the start) and
-    ``state`` (hashable; what tabular agents key on: the layer with the layouts of the
+    action; where the budgets mask it the legal action of least latency, the first of equals;
+    -1 at the end), ``previous`` (slot of the previous layer, -1 at the start) and
+    ``state`` (hashable; what tabular agents key on: the layer with the formats of the
     tensors still to be read, as a number that only this environment object knows, if the
-    walk is resumable, else with ``previous``). After the
-    last step it also has ``assignment``, ``latency_us``, ``weights_bytes`` and, with
-    objective ``arena``, ``arena_bytes``.
+    walk is resumable, else with ``previous``; then, with an accuracy or weights budget, what
+    is left of each, roughly: one of 5 levels). After the last step it also has ``assignment``,
+    ``latency_us``, ``weights_bytes``, ``accuracy_drop`` (points), ``feasible`` (whether all
+    budgets are kept) and, with objective ``arena`` or a budget for it, ``arena_bytes``.
 
     ## Arguments
     ``table``; ``walk`` (default: the chain of the table's layers); ``objective``;
-    ``arena_bytes`` (assignment to bytes; needed for ``arena``); ``slots`` (a fixed slot
-    list, so that one policy fits several tables).
+    ``budgets``; ``arena_bytes`` (assignment to bytes; needed for objective ``arena`` and for
+    ``budgets.max_arena_bytes``); ``slots`` (a fixed slot list, so that one policy fits
+    several tables). Raises UsageError when no plan keeps the accuracy and weights budgets.
 
     ## Version history
-    * v0: first version, table mode.
+    * v0: table mode. Until its release it changes without a new number: budgets added features
+      13 and 14, masks that depend on the episode, and the levels in ``state``.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium declares it so)
     _layer: int
     _us: float
+    _return: float
     _previous: int
     _assignment: list[int]
 
@@ -101,20 +117,27 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         walk: BorderWalk | None = None,
         *,
         objective: str = "latency",
+        budgets: Budgets = NO_BUDGETS,
         arena_bytes: ArenaBytes | None = None,
         slots: Sequence[str] | None = None,
     ) -> None:
         self.table = table
         self.objective = check_objective(objective)
-        if self.objective == "arena" and arena_bytes is None:
-            raise UsageError("objective 'arena' needs arena_bytes, a function of the assignment")
-        self._arena_bytes = arena_bytes
+        self.budgets = budgets
+        needs_arena = self.objective == "arena" or budgets.max_arena_bytes is not None
+        if needs_arena and arena_bytes is None:
+            raise UsageError(
+                "objective 'arena' and an arena budget need arena_bytes, a function of the "
+                "assignment"
+            )
+        self._arena_bytes = arena_bytes if needs_arena else None
         walk = walk if walk is not None else ChainBorderWalk.from_table(table)
         self._border = TableBorder(walk, [costs.implementations for costs in table.layers])
         self._prepare_slots(slots)
         self._prepare_baseline()
         width = max(len(costs.implementations) for costs in table.layers)
         self._prepare_masks(width)
+        self._ledger = Ledger(table, budgets, width) if budgets.additive else None
         shares = [us / self._total for us in self._expected]
         self._rows = static_rows(table, shares, len(self.slots))
         self.action_space = gymnasium.spaces.Discrete(width)
@@ -128,6 +151,8 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Which actions are legal now, bool of shape (n,)."""
+        if self._ledger is not None:
+            return self._ledger.mask()
         legal: npt.NDArray[np.bool_] = self._masks[self._layer].astype(np.bool_)
         return legal
 
@@ -144,8 +169,11 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         layer, index = self._layer, operator.index(action)
         latencies = self._latency[layer]
         latency = latencies[index] if 0 <= index < len(latencies) else None
-        if latency is None:
+        ledger = self._ledger
+        if latency is None or (ledger is not None and not ledger.allows(index)):
             raise self._refusal(index)
+        if ledger is not None:
+            ledger.spend(index)
         us = latency + self._border.place(layer, index)
         self._layer = layer + 1
         self._assignment.append(index)
@@ -153,19 +181,26 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         last = self._layer == self._count
         self._us += us
         reward = (self._expected[layer] - us) / self._total
+        summary = self._summary() if last else None
         if self.objective != "latency":
-            reward = self._bytes_reward(layer, index, last) + TIE_BREAK * reward
+            reward = self._bytes_reward(layer, index, summary) + TIE_BREAK * reward
+        if summary is not None and not summary["feasible"]:
+            reward = self._worst - self._excess(summary) - self._return
+        self._return += reward
         observation, info = self._observe()
-        if last:
-            info.update(self._summary())
+        if summary is not None:
+            info.update(summary)
         return observation, reward, last, False, info
 
     def _start(self) -> None:
         self._layer = 0
         self._us = 0.0
+        self._return = 0.0
         self._previous = -1
         self._assignment = []
         self._border.reset()
+        if self._ledger is not None:
+            self._ledger.reset()
 
     def _observe(self) -> tuple[Vector, dict[str, Any]]:
         layer, previous = self._layer, self._previous
@@ -178,22 +213,32 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
             row[RELATIVE] = 0.5
         row[len(FEATURES) + 1 + previous] = 1.0
         past = self._border.state
+        state: tuple[int, ...] = (layer, previous if past is None else past)
+        baseline, ledger = self._baseline[layer], self._ledger
+        if ledger is None:
+            mask = self._masks[layer].copy()
+        else:
+            row[DROP_LEFT], row[WEIGHTS_LEFT] = ledger.shares()
+            state += ledger.levels()
+            mask = ledger.mask().view(np.int8)
+            if layer < self._count and not mask[baseline]:
+                baseline = next(a for a in self._fastest[layer] if mask[a])
         return row, {
             "layer": layer,
-            "action_mask": self._masks[layer].copy(),
-            "baseline": self._baseline[layer],
+            "action_mask": mask,
+            "baseline": baseline,
             "previous": previous,
-            "state": (layer, previous if past is None else past),
+            "state": state,
         }
 
-    def _bytes_reward(self, layer: int, index: int, last: bool) -> float:
+    def _bytes_reward(self, layer: int, index: int, summary: dict[str, Any] | None) -> float:
         if self.objective == "weights":
             sizes = self._weights[layer]
             return (sizes[self._baseline[layer]] - sizes[index]) / max(1, self._base_weights)
-        if not last or self._arena_bytes is None:
+        if summary is None:
             return 0.0
-        self._arena = self._arena_bytes(tuple(self._assignment))
-        return (self._base_arena - self._arena) / max(1, self._base_arena)
+        saved: int = self._base_arena - summary["arena_bytes"]
+        return saved / max(1, self._base_arena)
 
     def _summary(self) -> dict[str, Any]:
         assignment = tuple(self._assignment)
@@ -201,10 +246,19 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
             "assignment": assignment,
             "latency_us": self._us,
             "weights_bytes": sum(w[i] for w, i in zip(self._weights, assignment, strict=True)),
+            "accuracy_drop": self.table.accuracy_drop(assignment),
+            "feasible": True,
         }
-        if self.objective == "arena":
-            summary["arena_bytes"] = self._arena
+        if self._arena_bytes is not None:
+            arena = summary["arena_bytes"] = self._arena_bytes(assignment)
+            limit = self.budgets.max_arena_bytes
+            summary["feasible"] = limit is None or arena <= limit
         return summary
+
+    def _excess(self, summary: dict[str, Any]) -> float:
+        """Above 1: the arena in units of its limit."""
+        arena: int = summary["arena_bytes"]
+        return arena / max(1, self.budgets.max_arena_bytes or 0)
 
     def _refusal(self, index: int) -> UsageError:
         if self._layer >= self._count:
@@ -212,7 +266,7 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         costs = self.table.layers[self._layer]
         return UsageError(
             f"layer {costs.layer!r}: action {index} is masked; legal actions: "
-            f"{', '.join(map(str, costs.legal))}",
+            f"{', '.join(map(str, self.action_masks().nonzero()[0]))}",
             hint='choose where info["action_mask"] is 1',
         )
 
@@ -241,9 +295,28 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         self._total = sum(self._expected)
         self._decided = [sum(self._expected[:i]) for i in range(self._count + 1)]
         self._base_weights = self.table.weights_bytes(self.table.baseline)
-        self._arena = 0
-        needed = self._arena_bytes if self.objective == "arena" else None
-        self._base_arena = needed(self.table.baseline) if needed else 0
+        self._fastest = [
+            [i for _, i in sorted((costs.latency_us[i] or 0.0, i) for i in costs.legal)]
+            for costs in layers
+        ]
+        self._base_arena = 0
+        if self._arena_bytes is not None:
+            self._base_arena = self._arena_bytes(self.table.baseline)
+        self._worst = self._worst_return()
+
+    def _worst_return(self) -> float:
+        """Less than any plan within the arena budget can return."""
+        layers = self.table.layers
+        slowest = sum(max(us for us in costs.latency_us if us is not None) for costs in layers)
+        slowest += (len(layers) + 1) * sum(self.table.transitions.values())
+        worst = 1 - slowest / self._total
+        if self.objective == "weights":
+            largest = sum(max(costs.weights_bytes) for costs in layers)
+            return 1 - largest / max(1, self._base_weights) + TIE_BREAK * worst
+        if self.objective == "arena":
+            limit = self.budgets.max_arena_bytes or 0
+            return 1 - limit / max(1, self._base_arena) + TIE_BREAK * worst
+        return worst
 
     def _prepare_masks(self, width: int) -> None:
         self._masks = np.zeros((self._count + 1, width), np.int8)

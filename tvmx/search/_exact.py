@@ -1,70 +1,94 @@
-"""The optimum of a cost table, by dynamic programming over the walk's states."""
+"""The optimum of a cost table within budgets: relaxation and label setting over border states."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tvmx.errors import UsageError
 from tvmx.ir._cost_table import CostTable
-from tvmx.search._border import ResumableWalk
+from tvmx.search._border import ResumableWalk, plan_us
+from tvmx.search._budgets import NO_BUDGETS, Budgets
+from tvmx.search._labels import LabelSetting
+from tvmx.search._objective import TIE_BREAK
+from tvmx.search._reach import Reach
+from tvmx.search._relaxed import Path, relax
+from tvmx.search._stages import Price, stages_of
+
+CAPS = (16, 256, 2048)
+"""Labels kept per border state in the first pass, and in the next ones where doubt is left."""
+STEPS = 16_384
+"""Steps of the staircases: more than masks need, because what they hide costs the proof."""
+_TOLERANCE = 1e-9
 
 
 class ExactPlan(NamedTuple):
-    """The fastest assignment and its latency in us, border conversions included."""
+    """The best assignment, its latency in us (conversions included), drop and weights.
+
+    ``exact`` is False where labels had to be given up; then no plan is better than this one by
+    more than ``gap``, as a share of the objective (0 where exact).
+    """
 
     actions: tuple[int, ...]
     latency_us: float
+    accuracy_drop: float
+    weights_bytes: int
+    exact: bool
+    gap: float
 
 
-class _Node(NamedTuple):
-    us: float
-    action: int
-    parent: _Node | None
+def solve_exact(
+    table: CostTable,
+    walk: ResumableWalk,
+    budgets: Budgets = NO_BUDGETS,
+    *,
+    objective: Literal["latency", "weights"] = "latency",
+    max_states: int = 100_000,
+) -> ExactPlan:
+    """The assignment of least latency (or weights) within the accuracy and weights budgets.
 
+    Exact for chains and DAGs. Partial assignments that leave the walk in the same state are
+    merged (Bellman's principle): without budgets only the best is kept, with them all that no
+    other one undercuts in cost, drop and weights at once. The number of states grows with the
+    tensors alive at once times the formats each may have: a handful for residual networks.
 
-def solve_exact(table: CostTable, walk: ResumableWalk, max_states: int = 100_000) -> ExactPlan:
-    """The assignment of least latency, exact for chains and DAGs.
-
-    Layer by layer, partial assignments that leave the walk in the same state are merged and
-    only the fastest is kept (Bellman's principle). The number of states grows with the
-    tensors alive at once times the layouts each may have: a handful for residual networks.
-    Raises UsageError when a layer has more than ``max_states``.
+    Objective ``weights`` is the environment's: bytes, and latency (times ``TIE_BREAK``, both as
+    shares of the baseline's) where they are nearly equal. The arena does not add up over the
+    layers: ``budgets.max_arena_bytes`` is not looked at. Raises UsageError when no plan keeps
+    the budgets and when a layer is reached in more than ``max_states``.
     """
-    walk.reset()
-    front: dict[Hashable, _Node] = {walk.state(): _Node(0.0, -1, None)}
-    for layer, costs in enumerate(table.layers):
-        following: dict[Hashable, _Node] = {}
-        for state, node in front.items():
-            for action in costs.legal:
-                walk.restore(state)
-                us = node.us + walk.place(layer, costs.implementations[action])
-                us += costs.latency_us[action] or 0.0
-                key = walk.state()
-                known = following.get(key)
-                if known is None or us < known.us:
-                    following[key] = _Node(us, action, node)
-        if len(following) > max_states:
-            raise UsageError(
-                f"layer {costs.layer!r} is reached in {len(following)} border states, more than "
-                f"the exact solver's {max_states}",
-                hint="use the Q-learning agent",
-            )
-        front = following
-    return _finish(front, walk)
+    if objective not in ("latency", "weights"):
+        raise UsageError(
+            f"the exact solver has no objective {objective!r}", hint="latency or weights"
+        )
+    reach = Reach(table, budgets, STEPS)
+    stages = stages_of(table, walk, reach, _price(table, walk, objective), max_states)
+    relaxed, best = relax(stages, reach)
+    bound = relaxed.bound
+    for cap in CAPS:
+        if best is not None and bound >= best.cost - _TOLERANCE * abs(best.cost):
+            break
+        beat = float("inf") if best is None else best.cost
+        found = LabelSetting(stages, reach, relaxed, cap, beat).run()
+        if found.actions:
+            best = Path(found.actions, found.cost, 0, 0)
+        bound = max(bound, found.bound)
+    assert best is not None  # Reach has refused what has no plan
+    gap = max(0.0, (best.cost - bound) / abs(best.cost)) if best.cost else 0.0
+    actions = best.actions
+    return ExactPlan(
+        actions, plan_us(table, walk, actions), table.accuracy_drop(actions),
+        table.weights_bytes(actions), gap <= _TOLERANCE, 0.0 if gap <= _TOLERANCE else gap,
+    )  # fmt: skip
 
 
-def _finish(front: dict[Hashable, _Node], walk: ResumableWalk) -> ExactPlan:
-    best: _Node | None = None
-    for state, node in front.items():
-        walk.restore(state)
-        us = node.us + walk.finish()
-        if best is None or us < best.us:
-            best = node._replace(us=us)
-    assert best is not None  # a table has layers, and each layer a legal baseline
-    actions: list[int] = []
-    node_: _Node | None = best
-    while node_ is not None and node_.parent is not None:
-        actions.append(node_.action)
-        node_ = node_.parent
-    return ExactPlan(tuple(reversed(actions)), best.us)
+def pick_memory(table: CostTable, walk: ResumableWalk, budgets: Budgets = NO_BUDGETS) -> ExactPlan:
+    """The plan of least weights within the budgets; latency decides among the nearly equal."""
+    return solve_exact(table, walk, budgets, objective="weights")
+
+
+def _price(table: CostTable, walk: ResumableWalk, objective: str) -> Price:
+    if objective == "latency":
+        return lambda us, size: us
+    base_us = plan_us(table, walk, table.baseline)
+    base_bytes = max(1, table.weights_bytes(table.baseline))
+    return lambda us, size: size / base_bytes + TIE_BREAK * us / base_us

@@ -16,11 +16,14 @@ Vector = npt.NDArray[np.float32]
 FEATURES = (
     "position", "macs", "in_channels", "out_channels", "out_height", "out_width",
     "kernel", "stride", "depthwise", "dense", "baseline_share", "decided", "relative",
+    "accuracy_left", "weights_left",
 )  # fmt: skip
-"""Names of the columns before the one-hot slots; the last two change within an episode."""
+"""Names of the columns before the one-hot slots; the last four change within an episode."""
 
 DECIDED = FEATURES.index("decided")
 RELATIVE = FEATURES.index("relative")
+DROP_LEFT = FEATURES.index("accuracy_left")
+WEIGHTS_LEFT = FEATURES.index("weights_left")
 
 
 def slot_of(implementation: Implementation) -> str:
@@ -38,7 +41,7 @@ def static_rows(table: CostTable, shares: list[float], slots: int) -> Vector:
     """One row per layer and one for the end, (layers + 1, FEATURES + 1 + slots) in [0, 1].
 
     ``shares`` are the layers' shares of the baseline's latency. The one-hot columns
-    ("no previous layer", then the slots) are zero here.
+    ("no previous layer", then the slots) are zero here, the columns of the budgets one.
     """
     count = len(table.layers)
     rows = np.zeros((count + 1, len(FEATURES) + 1 + slots), np.float32)
@@ -47,6 +50,7 @@ def static_rows(table: CostTable, shares: list[float], slots: int) -> Vector:
         if workload is not None:
             rows[i, 1:10] = _shape_features(workload)
         rows[i, 10] = min(1.0, shares[i])
+    rows[:, [DROP_LEFT, WEIGHTS_LEFT]] = 1.0
     rows[:, 0] = np.arange(count + 1) / count
     return rows
 
