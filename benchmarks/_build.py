@@ -3,106 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from benchmarks._folder import SEED, TARGET, Folder
 from benchmarks._results import Explored
 
 if TYPE_CHECKING:
     from tvmx.explore import ExploreResult
     from tvmx.explore._context import Context
 
-Array = npt.NDArray[Any]
-TARGET = "host"
-SEED = 0
 
-
-@dataclass(frozen=True)
-class Folder:
-    """Where everything about one network lies."""
-
-    path: Path
-
-    @property
-    def network(self) -> str:
-        """Name of the light model."""
-        return self.path.name
-
-    @property
-    def model(self) -> Path:
-        """The ONNX file, random weights, softmax dropped."""
-        return self.path / f"{self.network}.onnx"
-
-    @property
-    def defaults(self) -> Path:
-        """Library of the baseline plan."""
-        return self.path / "defaults.so"
-
-    @property
-    def explored(self) -> Path:
-        """Library of the best explored plan."""
-        return self.path / "explored.so"
-
-    @property
-    def run(self) -> Path:
-        """The exploration's run folder."""
-        return self.path / "run"
-
-    @property
-    def golden(self) -> Path:
-        """Seeded inputs and what the reference makes of them."""
-        return self.path / "golden.npz"
-
-    @property
-    def result(self) -> Path:
-        """Figures so far."""
-        return self.path / "result.json"
-
-    def load_golden(self) -> tuple[dict[str, Array], list[Array]]:
-        """Inputs by name and expected outputs, both in the model's order."""
-        with np.load(self.golden, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-        inputs = {k.removeprefix("in:"): v for k, v in arrays.items() if k.startswith("in:")}
-        return inputs, [v for k, v in arrays.items() if k.startswith("out:")]
-
-
-def prepare_model(folder: Folder) -> None:
-    """Write the model, unless it is there; the golden arrays come with the defaults."""
-    from tvmx.testing.models import save_light_model
-
-    if not folder.model.is_file():
-        save_light_model(folder.network, folder.path, SEED)
-
-
-def open_context(folder: Folder) -> Context:
-    """The network cut into layers, for this machine."""
+def open_context(folder: Folder, exact: bool = True) -> Context:
+    """The network cut into layers, for this machine; ``exact``: float and dense only."""
     from tvmx.explore._context import Context
 
-    return Context.open(folder.model, {}, TARGET, ())
+    return Context.open(folder.model, {}, TARGET, (), exact=exact)
 
 
 def build_defaults(folder: Folder) -> tuple[int, int]:
     """Build the baseline plan, write the golden arrays; returns layers hit and layers."""
-    from tvmx.explore._reference import Reference, golden_inputs
+    from tvmx.explore._reference import golden_inputs
     from tvmx.explore._whole import build_plan
     from tvmx.passes import baseline_plan
+    from tvmx.testing.models import onnx_reference
 
     context = open_context(folder)
     inputs = golden_inputs(context.model, SEED)
-    outputs = Reference(context.model)(inputs)
-    arrays = {f"in:{k}": v for k, v in inputs.items()}
-    arrays |= {f"out:{i}": v for i, v in enumerate(outputs)}
-    with folder.golden.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    # The ONNX file may name its inputs otherwise; their order is the same.
+    feeds = dict(zip(_onnx_inputs(folder), inputs.values(), strict=True))
+    folder.save_golden(inputs, onnx_reference(folder.onnx, feeds))
     plan = baseline_plan(context.network, context.registry, context.target, SEED)
+    plan.save(folder.plan("defaults"))
     built = build_plan(
         "defaults", plan, context.network, context.registry, context.target, folder.path
     )
     return built.lowered.hits, built.lowered.total
+
+
+def _onnx_inputs(folder: Folder) -> list[str]:
+    import onnx
+
+    graph = onnx.load(folder.onnx, load_external_data=False).graph
+    return [value.name for value in graph.input]
 
 
 def explore_network(folder: Folder, budget_s: float, fresh: bool, say: Callable[[str], None]) -> (
@@ -176,5 +118,5 @@ def build_untuned(folder: Folder) -> Any:
     from tvmx import _tvm
     from tvmx.targets import load_target
 
-    mod = from_onnx(onnx.load(folder.model), keep_params_in_input=False)
+    mod = from_onnx(onnx.load(folder.onnx), keep_params_in_input=False)
     return _tvm.relax.build(mod, target=_tvm.make_target(load_target(TARGET)))

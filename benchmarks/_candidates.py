@@ -1,4 +1,8 @@
-"""Things that run a network in this process: ONNX Runtime and libraries for TVM's VM."""
+"""Things that run a network in this process: ONNX Runtime and libraries for TVM's VM.
+
+Every candidate carries what it must output: int8 and sparse ones compute something else than
+the float network, and are held to that exactly, not to the float outputs loosely.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,23 @@ from tvmx.errors import MeasureError
 Array = npt.NDArray[Any]
 
 ONE_THREAD = {
-    "TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+    "TVM_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-}  # fmt: skip
+}
 """Environment a measuring process must be started with."""
 
 _ROUND_S = 0.1  # each candidate's share of a round lasts at least this long
 _MOST_CALLS = 50
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Right outputs; ``limit`` is the largest absolute error allowed, over their range."""
+
+    outputs: Sequence[Array]
+    limit: float = OF_THE_RANGE
 
 
 @dataclass(frozen=True)
@@ -34,10 +48,16 @@ class Candidate:
     name: str
     run: Callable[[], object]
     outputs: Callable[[], list[Array]]
+    expected: Expectation
 
 
-def onnxruntime_candidate(name: str, model: Path, inputs: dict[str, Array]) -> Candidate:
-    """ONNX Runtime with all its optimisations, 1 thread, inputs and outputs bound once."""
+def onnxruntime_candidate(
+    name: str, model: Path, inputs: Sequence[Array], expected: Expectation
+) -> Candidate:
+    """ONNX Runtime with all its optimisations, 1 thread, inputs and outputs bound once.
+
+    ``inputs`` are in the model's order.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -48,21 +68,24 @@ def onnxruntime_candidate(name: str, model: Path, inputs: dict[str, Array]) -> C
     options.log_severity_level = 3
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    for key, array in inputs.items():
-        binding.bind_cpu_input(key, array)
+    for value, array in zip(session.get_inputs(), inputs, strict=True):
+        binding.bind_cpu_input(value.name, array)
     results = []
     for output in session.get_outputs():
-        value = ort.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
-        binding.bind_ortvalue_output(output.name, value)
-        results.append(value)
+        buffer = ort.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
+        binding.bind_ortvalue_output(output.name, buffer)
+        results.append(buffer)
     return Candidate(
         name,
         lambda: session.run_with_iobinding(binding),
-        lambda: [np.array(value.numpy()) for value in results],
+        lambda: [np.array(buffer.numpy()) for buffer in results],
+        expected,
     )
 
 
-def vm_candidate(name: str, built: Any, inputs: Sequence[Array]) -> Candidate:
+def vm_candidate(
+    name: str, built: Any, inputs: Sequence[Array], expected: Expectation
+) -> Candidate:
     """A library (path) or an executable of ``relax.build`` in TVM's VM, 1 thread."""
     from tvmx._tvm import tvm
 
@@ -73,7 +96,7 @@ def vm_candidate(name: str, built: Any, inputs: Sequence[Array]) -> Candidate:
         tensors = [got] if isinstance(got, tvm.runtime.Tensor) else list(got)
         return [t.numpy() for t in tensors]
 
-    return Candidate(name, lambda: machine.invoke_stateful("main"), outputs)
+    return Candidate(name, lambda: machine.invoke_stateful("main"), outputs, expected)
 
 
 def load_machine(built: Any, inputs: Sequence[Array]) -> Any:
@@ -87,30 +110,50 @@ def load_machine(built: Any, inputs: Sequence[Array]) -> Any:
     return machine
 
 
-def verify(candidate: Candidate, expected: Sequence[Array]) -> float:
-    """Run once and compare; returns the largest error over the range of the reference.
+def verify(candidate: Candidate) -> float:
+    """Run once and compare; returns the largest error over the range of what it must output.
 
     Raises:
         MeasureError: an output is wrong, so its latency would mean nothing.
     """
     candidate.run()
-    worst = 0.0
-    for got, want in zip(candidate.outputs(), expected, strict=True):
+    worst, limit = 0.0, candidate.expected.limit
+    for got, want in zip(candidate.outputs(), candidate.expected.outputs, strict=True):
         if got.shape != want.shape or not np.isfinite(got).all():
-            raise MeasureError(f"{candidate.name}: output of shape {got.shape} is not finite "
-                               f"or not of shape {want.shape}")  # fmt: skip
+            raise MeasureError(
+                f"{candidate.name}: output of shape {got.shape} is not finite "
+                f"or not of shape {want.shape}"
+            )
         worst = max(worst, float(np.abs(got - want).max() / (np.ptp(want) or 1.0)))
-    if worst > OF_THE_RANGE:
-        raise MeasureError(f"{candidate.name}: output off by {worst:.1e} of the range")
+    if worst > limit:
+        raise MeasureError(
+            f"{candidate.name}: output off by {worst:.1e} of the range, allowed {limit:g}"
+        )
     return worst
 
 
+def relative_l2(outputs: Sequence[Array], floats: Sequence[Array]) -> float:
+    """Norm of the difference over the norm of ``floats``, all outputs together."""
+    difference = sum(
+        float(np.square(got.astype(np.float64) - want).sum())
+        for got, want in zip(outputs, floats, strict=True)
+    )
+    norm = sum(float(np.square(want.astype(np.float64)).sum()) for want in floats)
+    return float(np.sqrt(difference / norm)) if norm else float(np.sqrt(difference))
+
+
 def measure_rounds(
-    candidates: Sequence[Candidate], expected: Sequence[Array], rounds: int,
+    candidates: Sequence[Candidate],
+    floats: Sequence[Array],
+    rounds: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> Rounds:  # fmt: skip
-    """Verify all, then ``rounds`` times each in turn, every second round in reverse order."""
-    errors = [verify(candidate, expected) for candidate in candidates]
+) -> Rounds:
+    """Verify all, then ``rounds`` times each in turn, every second round in reverse order.
+
+    ``floats`` are the float network's outputs, from which deviations are told.
+    """
+    errors = [verify(candidate) for candidate in candidates]
+    deviations = [relative_l2(candidate.outputs(), floats) for candidate in candidates]
     calls = [_calls(candidate) for candidate in candidates]
     wall: list[list[float]] = [[] for _ in candidates]
     cpu: list[list[float]] = [[] for _ in candidates]
@@ -123,8 +166,15 @@ def measure_rounds(
             cpu[i].append(running * 1e3)
         progress(index + 1)
     series = tuple(
-        Series(name=c.name, wall_ms=tuple(w), cpu_ms=tuple(p), max_error=e)
-        for c, w, p, e in zip(candidates, wall, cpu, errors, strict=True)
+        Series(
+            name=c.name,
+            wall_ms=tuple(w),
+            cpu_ms=tuple(p),
+            max_error=e,
+            limit=c.expected.limit,
+            deviation=d,
+        )
+        for c, w, p, e, d in zip(candidates, wall, cpu, errors, deviations, strict=True)
     )
     return Rounds(series=series, load_before=before, load_after=os.getloadavg()[0])
 

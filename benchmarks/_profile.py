@@ -1,28 +1,32 @@
-"""Where the time of a network's defaults goes: every call of TVM's VM, timed in the network."""
+"""Where the time of a network's plan goes: every call of TVM's VM, timed in the network."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks._build import SEED, Folder, open_context
+from benchmarks._build import open_context
 from benchmarks._candidates import load_machine
+from benchmarks._folder import Folder
 from tvmx.errors import MeasureError
 from tvmx.ir import physical_shape
 
 if TYPE_CHECKING:
     from tvmx.explore._context import Context
-    from tvmx.ir import LayerChoice
+    from tvmx.ir import Layer, LayerChoice, Plan
 
 _RUNS = 9
 _REPEAT_US = 5e3
 _MOST_CALLS = 1000
 _VM = ("vm.builtin.", "tvmx_weight")
+INT8_PEAK = 4
+"""Times the float peak: a dot-product instruction sums four products per 32-bit lane."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Call:
 class LayerRow:
     """A distinct workload: ``us`` is per call in the network, ``alone_us`` repeated by itself.
 
-    The difference is what cold caches, weights above all, cost.
+    The difference is what cold caches, weights above all, cost. ``float_us`` is what the same
+    layers take in the network of the float defaults, None where that is what is profiled.
     """
 
     workload: str
@@ -48,16 +53,22 @@ class LayerRow:
     us: float
     alone_us: float
     macs: int
+    precision: str = "f32"
+    float_us: float | None = None
 
     @property
-    def gflops(self) -> float:
-        """In the network."""
+    def gops(self) -> float:
+        """10^9 operations (2 per multiply-add) a second, in the network."""
         return 2e-3 * self.macs / self.us
 
     @property
-    def alone_gflops(self) -> float:
+    def alone_gops(self) -> float:
         """By itself, caches warm."""
         return 2e-3 * self.macs / self.alone_us
+
+    def peak(self, float_peak: float) -> float:
+        """What the core could do at most, given its measured float peak."""
+        return float_peak * (INT8_PEAK if self.precision == "int8" else 1)
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,13 @@ class OpRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """All times are CPU us, 1 thread. ``network_us`` is one inference without instruments."""
+    """All times are CPU us, 1 thread. ``network_us`` is one inference without instruments.
+
+    ``plan`` is ``defaults`` or ``int8``.
+    """
 
     network: str
+    plan: str
     network_us: float
     peak_gflops: float
     layers: tuple[LayerRow, ...] = field(default_factory=tuple)
@@ -82,43 +97,81 @@ class Profile:
     vm: tuple[OpRow, ...] = field(default_factory=tuple)
 
 
-def profile_network(folder: Folder) -> Profile:
-    """Profile ``defaults.so`` of a prepared folder. For a process of its own.
+def profile_network(folder: Folder, plan: str = "defaults") -> Profile:
+    """Profile the library of a plan, ``defaults`` or ``int8``. For a process of its own.
 
     Raises:
         MeasureError: the calls do not match the network's layers.
     """
-    from tvmx.passes import baseline_plan
     from tvmx.testing.templates import measured_peak_gflops
 
     context = open_context(folder)
-    plan = baseline_plan(context.network, context.registry, context.target, SEED)
-    inputs, _ = folder.load_golden()
-    network_us, calls = _trace(folder, list(inputs.values()))
-    names = {c.implementation.template for c in plan.choices}
-    anchors = [c for c in calls if _stem(c.kernel) in names]
-    rest = [c for c in calls if _stem(c.kernel) not in names]
+    traced = _traced(context, folder, plan)
+    float_us: dict[str, float] = {}
+    if plan != "defaults":
+        reference = _traced(context, folder, "defaults")
+        float_us = {choice.layer: call.us for choice, call in reference.layers}
     return Profile(
         network=folder.network,
-        network_us=network_us,
+        plan=plan,
+        network_us=traced.network_us,
         peak_gflops=measured_peak_gflops(context.target),
-        layers=_layers(context, plan.choices, anchors),
-        ops=_grouped(c for c in rest if not c.kernel.startswith(_VM)),
-        vm=_grouped(Call(c.kernel, (), c.us) for c in rest if c.kernel.startswith(_VM)),
+        layers=_layers(context, traced.layers, float_us),
+        ops=_grouped(c for c in traced.rest if not c.kernel.startswith(_VM)),
+        vm=_grouped(Call(c.kernel, (), c.us) for c in traced.rest if c.kernel.startswith(_VM)),
     )
 
 
-def _stem(kernel: str) -> str:
-    """The template's name: the builder numbers kernels of one name."""
-    return re.sub(r"\d+$", "", kernel)
+@dataclass(frozen=True)
+class _Traced:
+    """One library's inference: its layers' calls, paired with their choices, and all others."""
+
+    network_us: float
+    layers: list[tuple[LayerChoice, Call]]
+    rest: list[Call]
 
 
-def _trace(folder: Folder, inputs: Sequence[Any]) -> tuple[float, list[Call]]:
+def _traced(context: Context, folder: Folder, name: str) -> _Traced:
+    from tvmx.ir import Plan
+
+    plan = Plan.load(folder.plan(name))
+    inputs, _ = folder.load_golden()
+    network_us, calls = _trace(folder.library(name), list(inputs.values()))
+    names = {c.implementation.template for c in plan.choices}
+    anchors = [c for c in calls if is_kernel_of(c.kernel, names)]
+    rest = [c for c in calls if not is_kernel_of(c.kernel, names)]
+    return _Traced(network_us, _paired(context, plan, anchors), rest)
+
+
+def is_kernel_of(kernel: str, templates: Collection[str]) -> bool:
+    """Whether a kernel is one of these templates': the builder numbers kernels of one name."""
+    return any(re.fullmatch(rf"{re.escape(name)}(_?\d+)?", kernel) for name in templates)
+
+
+def _paired(context: Context, plan: Plan, calls: Sequence[Call]) -> list[tuple[LayerChoice, Call]]:
+    """Calls come in the order of the layers. Raises MeasureError where they do not match."""
+    if len(calls) != len(plan.choices):
+        raise MeasureError(f"{len(calls)} kernel calls, but {len(plan.choices)} layers")
+    layers = _by_name(context)
+    for choice, call in zip(plan.choices, calls, strict=True):
+        wanted = physical_shape(
+            layers[choice.layer].workload.out_shape, choice.implementation.layout
+        )
+        if not call.shapes or call.shapes[-1] != wanted:
+            raise MeasureError(f"call {call.kernel} is not layer {choice.layer!r}")
+    return list(zip(plan.choices, calls, strict=True))
+
+
+def _by_name(context: Context) -> dict[str, Layer]:
+    return {layer.name: layer for layer in context.network.graph.layers}
+
+
+def _trace(library: Path, inputs: Sequence[Any]) -> tuple[float, list[Call]]:
     """One inference's CPU us, and every call of one in order; the fastest of several runs.
 
     Runs with and without instruments alternate, so that both see the same machine.
     """
-    plain, traced = (load_machine(folder.defaults, inputs) for _ in range(2))
+    plain, traced = (load_machine(library, inputs) for _ in range(2))
     recorder = _Recorder()
     traced.set_instrument(recorder)
     network: list[float] = []
@@ -166,37 +219,34 @@ def _cpu_us(run: Callable[[], object], calls: int = 1) -> float:
 
 
 def _layers(
-    context: Context, choices: Sequence[LayerChoice], calls: Sequence[Call]
+    context: Context, calls: Sequence[tuple[LayerChoice, Call]], float_us: dict[str, float]
 ) -> tuple[LayerRow, ...]:
-    """One row per workload and implementation; calls come in the order of the layers."""
-    if len(calls) != len(choices):
-        raise MeasureError(f"{len(calls)} kernel calls, but {len(choices)} layers")
-    layers = {layer.name: layer for layer in context.network.graph.layers}
+    """One row per workload and implementation."""
+    layers = _by_name(context)
     groups: dict[tuple[str, str], list[tuple[LayerChoice, Call]]] = defaultdict(list)
-    for choice, call in zip(choices, calls, strict=True):
-        wanted = physical_shape(
-            layers[choice.layer].workload.out_shape, choice.implementation.layout
-        )
-        if not call.shapes or call.shapes[-1] != wanted:
-            raise MeasureError(f"call {call.kernel} is not layer {choice.layer!r}")
-        groups[choice.workload, choice.implementation.template].append((choice, call))
+    for choice, call in calls:
+        groups[choice.workload, choice.implementation.label()].append((choice, call))
     return tuple(
-        _layer_row(context, layers[group[0][0].layer].workload, group) for group in groups.values()
+        _layer_row(context, layers[group[0][0].layer], group, float_us) for group in groups.values()
     )
 
 
 def _layer_row(
-    context: Context, workload: Any, group: Sequence[tuple[LayerChoice, Call]]
-) -> LayerRow:
+    context: Context, layer: Layer, group: Sequence[tuple[LayerChoice, Call]],
+    float_us: dict[str, float],
+) -> LayerRow:  # fmt: skip
     choice = group[0][0]
+    known = [float_us[c.layer] for c, _ in group if c.layer in float_us]
     return LayerRow(
-        workload=workload.describe(),
+        workload=layer.workload.describe(),
         template=choice.implementation.template,
         config=" ".join(f"{k}={v}" for k, v in choice.config.items()),
         calls=len(group),
         us=sum(call.us for _, call in group) / len(group),
-        alone_us=_alone_us(context, workload, choice),
-        macs=workload.macs,
+        alone_us=_alone_us(context, choice.implementation.variant(layer.workload), choice),
+        macs=layer.workload.macs,
+        precision=choice.implementation.precision,
+        float_us=sum(known) / len(known) if known else None,
     )
 
 

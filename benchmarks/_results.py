@@ -6,13 +6,16 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tvmx.store import write_atomic
 
-SCHEMA = 1
+SCHEMA = 2
 OF_THE_RANGE = 1e-3
-"""Largest absolute error of an output that still counts as right, over the reference's range."""
+"""Largest absolute error of a float, dense candidate's output, over the reference's range."""
+
+INT8_OF_THE_RANGE = 0.03
+"""The same for ONNX Runtime's int8, against its quantised model without optimisations."""
 
 
 class _Record(BaseModel):
@@ -23,14 +26,18 @@ class Series(_Record):
     """One candidate's rounds, in ms per inference, 1 thread.
 
     ``wall_ms`` is what a clock saw; ``cpu_ms`` what the thread got of the core in the same
-    time, and ``busy`` below 1 says that somebody else had the rest. ``max_error`` is over the
-    range of the reference's output.
+    time, and ``busy`` below 1 says that somebody else had the rest. ``max_error`` is the
+    largest error against what this candidate must output, over the range of that, and ``limit``
+    what was allowed. ``deviation`` is the relative L2 distance from the float network's outputs:
+    with random weights it tells nothing about accuracy.
     """
 
     name: str
     wall_ms: tuple[float, ...]
     cpu_ms: tuple[float, ...]
     max_error: float
+    limit: float = OF_THE_RANGE
+    deviation: float = 0.0
 
     @property
     def median_ms(self) -> float:
@@ -88,6 +95,41 @@ class Explored(_Record):
     seconds: float
 
 
+class Quantised(_Record):
+    """The int8 candidates: tvmx's layers by implementation, ONNX Runtime's operators.
+
+    ``method`` is how ranges were found, the same for both. ``ort_nodes`` counts the operators
+    of ONNX Runtime's optimised graph.
+    """
+
+    layers: dict[str, int]
+    method: str
+    ort_nodes: dict[str, int] = Field(default_factory=dict)
+
+
+class Mixed(_Record):
+    """A plan of random implementations that was built, run and found right; not timed.
+
+    ``layers`` counts them by implementation; ``max_error`` is against the plan's simulation,
+    over its range, ``limit`` what was allowed; ``deviation`` as in :class:`Series`.
+    """
+
+    seed: int
+    layers: dict[str, int]
+    max_error: float
+    limit: float
+    deviation: float
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Layers that are float and dense, int8, and block-sparse."""
+        kinds = {"float": 0, "int8": 0, "sparse": 0}
+        for how, count in self.layers.items():
+            precision, *sparsity, _layout = how.split()
+            kinds["sparse" if sparsity else {"f32": "float"}.get(precision, precision)] += count
+        return kinds
+
+
 class NetworkResult(_Record):
     """Everything known about one network; sections are filled one after the other."""
 
@@ -97,6 +139,8 @@ class NetworkResult(_Record):
     versions: dict[str, str]
     layers: int = 0
     layers_hit: int = 0
+    quantised: Quantised | None = None
+    mixed: Mixed | None = None
     explored: Explored | None = None
     main: Rounds | None = None
     untuned: Rounds | None = None

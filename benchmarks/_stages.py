@@ -9,17 +9,21 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import ParamSpec, TypeVar
 
-from benchmarks._build import Folder, build_untuned
+from benchmarks._build import build_untuned
 from benchmarks._candidates import (
     Candidate,
+    Expectation,
     measure_rounds,
     onnxruntime_candidate,
     vm_candidate,
 )
-from benchmarks._results import Rounds
+from benchmarks._folder import Folder
+from benchmarks._quantised import INT8, plan_expectation
+from benchmarks._results import INT8_OF_THE_RANGE, Rounds
 from tvmx.errors import MeasureError
 
-UNTUNED, DEFAULTS, EXPLORED, ORT = "untuned", "defaults", "explored", "onnxruntime"
+UNTUNED, DEFAULTS, EXPLORED = "untuned", "defaults", "explored"
+ORT, ORT_INT8 = "onnxruntime", "onnxruntime int8"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,25 +51,50 @@ def say(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
+def build_ort_int8(folder: Folder) -> dict[str, int]:
+    """Quantise the ONNX file unless that is done; returns what ONNX Runtime makes of it.
+
+    The expected outputs are those of the quantised model without optimisations: float operators
+    between quantisations, no integer kernel.
+    """
+    import onnx
+
+    from benchmarks._models import calibration_samples
+    from benchmarks._ort_int8 import optimised_nodes, quantise_model
+    from tvmx.testing.models import onnx_reference
+
+    inputs, _ = folder.load_golden()
+    arrays = list(inputs.values())
+    if not folder.onnx_int8.is_file():
+        quantise_model(folder.onnx, folder.onnx_int8, calibration_samples(arrays))
+    graph = onnx.load(folder.onnx_int8).graph
+    feeds = dict(zip([value.name for value in graph.input], arrays, strict=True))
+    folder.save_expected(ORT_INT8, onnx_reference(folder.onnx_int8, feeds))
+    return optimised_nodes(folder.onnx_int8)
+
+
 def measure_main(folder: Folder, rounds: int, explored: bool) -> Rounds:
-    """ONNX Runtime, defaults and explored, side by side."""
-    inputs, expected = folder.load_golden()
-    ordered = list(inputs.values())
+    """ONNX Runtime, its int8, defaults, int8 and explored, side by side."""
+    inputs, floats = folder.load_golden()
+    arrays, right = list(inputs.values()), Expectation(floats)
+    ort_int8 = Expectation(folder.load_expected(ORT_INT8), INT8_OF_THE_RANGE)
     candidates: list[Candidate] = [
-        onnxruntime_candidate(ORT, folder.model, inputs),
-        vm_candidate(DEFAULTS, folder.defaults, ordered),
+        onnxruntime_candidate(ORT, folder.onnx, arrays, right),
+        onnxruntime_candidate(ORT_INT8, folder.onnx_int8, arrays, ort_int8),
+        vm_candidate(DEFAULTS, folder.library(DEFAULTS), arrays, right),
+        vm_candidate(INT8, folder.library(INT8), arrays, plan_expectation(folder, INT8)),
     ]
     if explored:
-        candidates.append(vm_candidate(EXPLORED, folder.explored, ordered))
-    return measure_rounds(candidates, expected, rounds)
+        candidates.append(vm_candidate(EXPLORED, folder.library(EXPLORED), arrays, right))
+    return measure_rounds(candidates, floats, rounds)
 
 
 def measure_untuned(folder: Folder, rounds: int) -> Rounds:
     """Untuned TVM and the defaults, side by side; building is not timed."""
-    inputs, expected = folder.load_golden()
-    ordered = list(inputs.values())
+    inputs, floats = folder.load_golden()
+    arrays, right = list(inputs.values()), Expectation(floats)
     candidates = [
-        vm_candidate(DEFAULTS, folder.defaults, ordered),
-        vm_candidate(UNTUNED, build_untuned(folder), ordered),
+        vm_candidate(DEFAULTS, folder.library(DEFAULTS), arrays, right),
+        vm_candidate(UNTUNED, build_untuned(folder), arrays, right),
     ]
-    return measure_rounds(candidates, expected, rounds)
+    return measure_rounds(candidates, floats, rounds)

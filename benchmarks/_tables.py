@@ -7,45 +7,93 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._profile import OpRow, Profile
-from benchmarks._results import NetworkResult, Rounds
-from benchmarks._stages import DEFAULTS, EXPLORED, ORT, UNTUNED
+from benchmarks._ort_int8 import float_layers
+from benchmarks._profile import INT8_PEAK, OpRow, Profile
+from benchmarks._quantised import INT8
+from benchmarks._results import OF_THE_RANGE, NetworkResult, Rounds, Series
+from benchmarks._stages import DEFAULTS, EXPLORED, ORT, ORT_INT8, UNTUNED
 
 _BUSY = 0.97  # under this share of the wall time somebody else was on the core
 
 _LEGEND = (
     "Ratios are medians over paired rounds; in brackets the same of CPU time, which other load "
-    "disturbs less. Errors are over the range of the output, against ONNX Runtime without "
-    "optimisations."
+    "disturbs less. Errors are over the range of the output: float plans against ONNX Runtime "
+    "without optimisations, tvmx's int8 and mixed plans against their simulation, ONNX Runtime's "
+    "int8 against its quantised model without optimisations. A deviation is the relative L2 "
+    "distance from the float outputs; with random weights it says nothing about accuracy."
 )
 
 
 def print_networks(results: Sequence[NetworkResult]) -> None:
-    """One row per network: medians in ms with the interquartile range, and ratios."""
-    table = Table(title="ms per inference, 1 thread, median +- interquartile range")
+    """Three tables: latencies, ratios, and what was verified; one row per network each."""
+    console = _console()
+    for table in (_latency_table(results), _ratio_table(results), _checked_table(results)):
+        console.print(table)
+    for line in _notes(results):
+        console.print(line)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
     table.add_column("network")
-    for name in (
-        "untuned TVM", "tvmx defaults", "tvmx explored", "ONNX Runtime", "defaults / ORT",
-        "explored / ORT", "untuned / defaults", "worst error",
-    ):  # fmt: skip
+    for name in columns:
         table.add_column(name, justify="right")
+    return table
+
+
+def _latency_table(results: Sequence[NetworkResult]) -> Table:
+    table = _table(
+        "ms per inference, 1 thread, median ± interquartile range",
+        "untuned TVM", "tvmx defaults", "tvmx explored", "ONNX Runtime", "tvmx int8",
+        "ONNX Runtime int8",
+    )  # fmt: skip
     for result in results:
         main, untuned = result.main, result.untuned
         table.add_row(
             result.network,
             _latency(untuned, UNTUNED),
             _latency(main or untuned, DEFAULTS),
-            _latency(main, EXPLORED),
-            _latency(main, ORT),
-            _ratio(main, DEFAULTS, ORT),
-            _ratio(main, EXPLORED, ORT),
-            _ratio(untuned, UNTUNED, DEFAULTS),
-            _error(result),
+            *(_latency(main, name) for name in (EXPLORED, ORT, INT8, ORT_INT8)),
         )
-    console = _console()
-    console.print(table)
-    for line in _notes(results):
-        console.print(line)
+    return table
+
+
+def _ratio_table(results: Sequence[NetworkResult]) -> Table:
+    table = _table(
+        "ratios of latencies",
+        "defaults / ORT", "explored / ORT", "int8 / ORT int8", "float / int8 (tvmx)",
+        "float / int8 (ORT)", "untuned / defaults",
+    )  # fmt: skip
+    pairs = (
+        (DEFAULTS, ORT), (EXPLORED, ORT), (INT8, ORT_INT8), (DEFAULTS, INT8), (ORT, ORT_INT8),
+    )  # fmt: skip
+    for result in results:
+        table.add_row(
+            result.network,
+            *(_ratio(result.main, first, second) for first, second in pairs),
+            _ratio(result.untuned, UNTUNED, DEFAULTS),
+        )
+    return table
+
+
+def _checked_table(results: Sequence[NetworkResult]) -> Table:
+    table = _table(
+        "verified: largest error (allowed); deviation from the float outputs, random weights",
+        "float plans", "tvmx int8", "ORT int8", "mixed plan", "deviation tvmx int8",
+        "deviation ORT int8", "int8 layers",
+    )  # fmt: skip
+    for result in results:
+        table.add_row(
+            result.network,
+            _float_error(result),
+            _int8_error(result, INT8),
+            _int8_error(result, ORT_INT8),
+            f"{result.mixed.max_error:.1e} ({result.mixed.limit:g})" if result.mixed else "-",
+            _deviation(result, INT8),
+            _deviation(result, ORT_INT8),
+            _int8_layers(result),
+        )
+    return table
 
 
 def _latency(rounds: Rounds | None, name: str) -> str:
@@ -60,9 +108,31 @@ def _ratio(rounds: Rounds | None, first: str, second: str) -> str:
     return f"{wall:.2f} (cpu {cpu:.2f})" if wall is not None else "-"
 
 
-def _error(result: NetworkResult) -> str:
-    series = [s for r in (result.main, result.untuned) if r for s in r.series]
-    return f"{max(s.max_error for s in series):.1e}" if series else "-"
+def _float_error(result: NetworkResult) -> str:
+    errors = [s.max_error for s in _series(result) if s.name not in (INT8, ORT_INT8)]
+    return f"{max(errors):.1e} ({OF_THE_RANGE:g})" if errors else "-"
+
+
+def _int8_error(result: NetworkResult, name: str) -> str:
+    series = result.main.get(name) if result.main else None
+    return f"{series.max_error:.1e} ({series.limit:g})" if series else "-"
+
+
+def _deviation(result: NetworkResult, name: str) -> str:
+    series = result.main.get(name) if result.main else None
+    return f"{series.deviation:.2%}" if series else "-"
+
+
+def _int8_layers(result: NetworkResult) -> str:
+    if result.quantised is None:
+        return "-"
+    counts = result.quantised.layers
+    int8 = sum(count for how, count in counts.items() if how.startswith("int8"))
+    return f"{int8} of {result.layers}"
+
+
+def _series(result: NetworkResult) -> list[Series]:
+    return [s for rounds in (result.main, result.untuned) if rounds for s in rounds.series]
 
 
 def _notes(results: Sequence[NetworkResult]) -> list[str]:
@@ -71,8 +141,16 @@ def _notes(results: Sequence[NetworkResult]) -> list[str]:
     for result in results:
         if result.explored and result.explored.is_baseline:
             notes.append(f"{result.network}: no explored plan beat the defaults: they are both.")
-        series = [s for r in (result.main, result.untuned) if r for s in r.series]
-        least = min((s.busy for s in series), default=1.0)
+        nodes = result.quantised.ort_nodes if result.quantised else {}
+        if float_layers(nodes):
+            notes.append(
+                f"{result.network}: ONNX Runtime int8 keeps {float_layers(nodes)} convolutions "
+                "and matrix products in float."
+            )
+        if result.mixed:
+            counts = ", ".join(f"{n} {how}" for how, n in result.mixed.kinds.items())
+            notes.append(f"{result.network}: the mixed plan's layers are {counts}.")
+        least = min((s.busy for s in _series(result)), default=1.0)
         if least < _BUSY:
             notes.append(
                 f"{result.network}: the machine was busy, a candidate had the core for only "
@@ -95,22 +173,27 @@ def print_profile(profile: Profile) -> None:
         f"{profile.network}: {total / 1e3:.2f} ms of CPU time = layers {layers / 1e3:.2f} "
         f"(each by itself {alone / 1e3:.2f}) + other operators {ops / 1e3:.2f} "
         f"+ rest {(total - layers - ops) / 1e3:.2f}; peak {profile.peak_gflops:.1f} GFLOP/s"
+        + (f", int8 shares are of {INT8_PEAK} times that" if profile.plan == "int8" else "")
     )
 
 
 def _layer_table(profile: Profile) -> Table:
-    table = Table(title=f"{profile.network}: layers of the defaults, slowest first")
+    table = Table(title=f"{profile.network}: layers of plan {profile.plan}, slowest first")
+    compared = any(row.float_us is not None for row in profile.layers)
     for name in ("workload", "template", "config"):
         table.add_column(name)
-    for name in ("calls", "us", "share", "GFLOP/s", "of peak", "alone", "of peak"):
+    columns = ("calls", "us", "share", "GOP/s", "of peak", "alone", "of peak")
+    for name in (*columns, *(("float us", "float / this") if compared else ())):
         table.add_column(name, justify="right")
-    peak = profile.peak_gflops
     for row in sorted(profile.layers, key=lambda r: -r.us * r.calls):
+        peak = row.peak(profile.peak_gflops)
+        float_us = row.float_us
         table.add_row(
             row.workload, row.template, row.config, str(row.calls), f"{row.us:.0f}",
             f"{row.us * row.calls / profile.network_us:.1%}",
-            f"{row.gflops:.1f}", f"{row.gflops / peak:.0%}",
-            f"{row.alone_gflops:.1f}", f"{row.alone_gflops / peak:.0%}",
+            f"{row.gops:.1f}", f"{row.gops / peak:.0%}",
+            f"{row.alone_gops:.1f}", f"{row.alone_gops / peak:.0%}",
+            *(() if float_us is None else (f"{float_us:.0f}", f"{float_us / row.us:.2f}")),
         )  # fmt: skip
     return table
 

@@ -1,17 +1,18 @@
-"""Whole networks, 1 thread: untuned TVM, tvmx defaults, tvmx explored, ONNX Runtime.
+"""Whole networks, 1 thread: untuned TVM, tvmx (defaults, int8, explored), ONNX Runtime (and int8).
 
 ::
 
     python benchmarks/networks.py --out bench
     python benchmarks/networks.py --out bench --networks resnet50 --budget 10m
-    python benchmarks/networks.py --out bench --profile inception_v1
+    python benchmarks/networks.py --out bench --profile resnet50 --precision int8
 
-The networks are the onnx package's light models with random weights, softmax dropped. See
-``docs/benchmarks.md``.
+The networks are the onnx package's light models and two MobileNets, all with random weights and
+without softmax. See ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import sys
@@ -23,13 +24,23 @@ import typer
 # Run as a file, Python's path holds benchmarks/ and not the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._build import Folder, build_defaults, explore_network, prepare_model
+from benchmarks._build import build_defaults, explore_network
 from benchmarks._candidates import ONE_THREAD
+from benchmarks._folder import MOBILENETS, Folder
+from benchmarks._models import known_networks, prepare_model
+from benchmarks._quantised import build_quantised
 from benchmarks._results import NetworkResult
-from benchmarks._stages import alone, measure_main, measure_untuned, say
+from benchmarks._stages import alone, build_ort_int8, measure_main, measure_untuned, say
 from tvmx.errors import TvmxError, UsageError
 
-NETWORKS = ("bvlc_alexnet", "inception_v1", "resnet50", "squeezenet", "vgg19")
+NETWORKS = ("bvlc_alexnet", "inception_v1", "resnet50", "squeezenet", "vgg19", *MOBILENETS)
+
+
+class Precision(enum.StrEnum):
+    """Which plan of template defaults."""
+
+    F32 = "f32"
+    INT8 = "int8"
 
 
 def main(
@@ -40,23 +51,30 @@ def main(
     untuned_rounds: Annotated[int, typer.Option(min=1, help="Rounds with untuned TVM.")] = 2,
     skip_untuned: Annotated[bool, typer.Option("--skip-untuned", help="It takes long.")] = False,
     skip_explored: Annotated[bool, typer.Option("--skip-explored", help="Defaults only.")] = False,
+    verify_mixed: Annotated[
+        bool, typer.Option(help="Build and check a plan that mixes float, int8 and sparse.")
+    ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier figures.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Measure again what was built.")] = False,
     profile: Annotated[
         str, typer.Option(metavar="NETWORK", help="Print where one network's time goes.")
     ] = "",
+    precision: Annotated[
+        Precision, typer.Option(help="What --profile looks at: the defaults, or the int8 plan.")
+    ] = Precision.F32,
 ) -> None:
     """Measure every network that has no figures in OUT yet, then print the table."""
     os.environ.update(ONE_THREAD)
     try:
         if profile:
-            _profile(Folder(out.resolve() / _known(profile)))
+            _profile(Folder(out.resolve() / _known(profile)), precision)
             return
         seconds = _seconds(budget)
         results = [
             _network(
                 Folder(out.resolve() / _known(name)), None if skip_explored else seconds, rounds,
-                0 if skip_untuned else untuned_rounds, fresh=fresh, again=again,
+                0 if skip_untuned else untuned_rounds, verify_mixed=verify_mixed, fresh=fresh,
+                again=again,
             )
             for name in networks.split(",")
         ]  # fmt: skip
@@ -67,10 +85,8 @@ def main(
 
 
 def _known(name: str) -> str:
-    from tvmx.testing.models import LIGHT_MODELS
-
-    if name not in LIGHT_MODELS:
-        raise UsageError(f"no light model {name!r}; there are {', '.join(LIGHT_MODELS)}")
+    if name not in known_networks():
+        raise UsageError(f"no network {name!r}; there are {', '.join(known_networks())}")
     return name
 
 
@@ -81,46 +97,60 @@ def _seconds(text: str) -> float:
 
 
 def _network(
-    folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, *, fresh: bool,
-    again: bool,
+    folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, *,
+    verify_mixed: bool, fresh: bool, again: bool,
 ) -> NetworkResult:  # fmt: skip
     """Measure what is missing; every finished section is on disk before the next begins."""
     from tvmx.store import make_folder
 
-    if fresh and folder.path.is_dir():
-        for path in (folder.result, folder.defaults, folder.explored):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder.run, ignore_errors=True)
+    if fresh:
+        _forget(folder)
     make_folder(folder.path)
     result = NetworkResult.load(folder.result) or _empty(folder)
     if again:
-        result = result.model_copy(
-            update={"main": None} | ({"untuned": None} if untuned_rounds else {})
-        )
+        forgotten = ["main", *(["untuned"] if untuned_rounds else [])]
+        result = result.model_copy(update=dict.fromkeys(forgotten))
     want_main = result.main is None or (budget_s is not None and result.explored is None)
-    want_untuned = untuned_rounds and result.untuned is None
-    if not (want_main or want_untuned):
+    want_untuned = bool(untuned_rounds) and result.untuned is None
+    want_mixed = verify_mixed and result.mixed is None
+    if not (want_main or want_untuned or want_mixed):
         say(f"{folder.network}: already measured")
         return result
+
+    def add(**sections: object) -> None:
+        nonlocal result
+        result = result.model_copy(update=sections)
+        result.save(folder.result)
+
     say(f"{folder.network}: defaults")
     alone(prepare_model, folder)
     hit, layers = alone(build_defaults, folder)
-    result = result.model_copy(update={"layers": layers, "layers_hit": hit})
+    add(layers=layers, layers_hit=hit)
+    if want_main or want_mixed:
+        say(f"{folder.network}: int8" + (" and a mixed plan" if want_mixed else ""))
+        quantised, mixed = alone(build_quantised, folder, want_mixed)
+        nodes = alone(build_ort_int8, folder)
+        add(quantised=quantised.model_copy(update={"ort_nodes": nodes}),
+            mixed=mixed or result.mixed)  # fmt: skip
     if want_untuned:
         say(f"{folder.network}: untuned TVM, {untuned_rounds} rounds")
-        untuned = alone(measure_untuned, folder, untuned_rounds)
-        result = result.model_copy(update={"untuned": untuned})
-        result.save(folder.result)
+        add(untuned=alone(measure_untuned, folder, untuned_rounds))
     if want_main:
         if budget_s is not None:
             say(f"{folder.network}: explore, {budget_s:.0f} s")
-            explored = alone(explore_network, folder, budget_s, False, say)
-            result = result.model_copy(update={"explored": explored})
+            add(explored=alone(explore_network, folder, budget_s, False, say))
         say(f"{folder.network}: {rounds} paired rounds")
-        main_rounds = alone(measure_main, folder, rounds, budget_s is not None)
-        result = result.model_copy(update={"main": main_rounds})
-    result.save(folder.result)
+        add(main=alone(measure_main, folder, rounds, budget_s is not None))
     return result
+
+
+def _forget(folder: Folder) -> None:
+    """Remove everything but what is not the benchmark's."""
+    files = (folder.result, folder.onnx, folder.model, folder.onnx_int8)
+    plans = ("defaults", "explored", "int8", "mixed")
+    for path in (*files, *map(folder.library, plans), *map(folder.plan, plans)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder.run, ignore_errors=True)
 
 
 def _empty(folder: Folder) -> NetworkResult:
@@ -130,7 +160,7 @@ def _empty(folder: Folder) -> NetworkResult:
     from tvmx.targets import load_target
 
     host = load_target("host")
-    packages = ("apache-tvm", "onnxruntime", "onnx", "numpy")
+    packages = ("apache-tvm", "onnxruntime", "onnx", "numpy", "torch")
     return NetworkResult(
         network=folder.network,
         machine=f"{host.description or host.cpu}, {host.cores} cores",
@@ -145,7 +175,7 @@ def _print(results: list[NetworkResult], out: Path) -> None:
     say(f"figures: {out}/<network>/result.json")
 
 
-def _profile(folder: Folder) -> None:
+def _profile(folder: Folder, precision: Precision) -> None:
     from benchmarks._profile import profile_network
     from benchmarks._tables import print_profile
     from tvmx.store import make_folder
@@ -153,7 +183,10 @@ def _profile(folder: Folder) -> None:
     make_folder(folder.path)
     alone(prepare_model, folder)
     alone(build_defaults, folder)
-    print_profile(alone(profile_network, folder))
+    if precision is Precision.INT8:
+        alone(build_quantised, folder, False)
+    plan = "int8" if precision is Precision.INT8 else "defaults"
+    print_profile(alone(profile_network, folder, plan))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ PACKAGE = ROOT / "tvmx"
 
 # A part may import what stands before it, never what stands behind it.
 ORDER = (
-    "errors", "_resources", "ir", "targets", "_tvm", "templates", "passes", "frontends", "build",
+    "errors", "_resources", "ir", "numerics", "targets", "_tvm", "templates", "passes", "frontends", "build",
     "store", "measure", "tune", "search", "accuracy", "deploy", "explore", "report", "cli",
 )  # fmt: skip
 
 # `testing` is shipped for users, on top of everything its suites exercise.
-TESTING_MAY_IMPORT = {"errors", "ir", "targets", "_tvm", "templates", "frontends", "measure"}
+TESTING_MAY_IMPORT = {"errors", "ir", "numerics", "targets", "_tvm", "templates", "frontends", "measure"}
 MAY_IMPORT_TESTING = {"tvmx/cli/_schedules.py"}  # `schedules check` runs the conformance suite
 
 # Who may name TVM besides tvmx/_tvm.py, and why.
@@ -28,6 +28,7 @@ TVM_USERS = {
     "tvmx/_tvm.py": "the place for it",
     "tvmx/deploy/_run_template.py": "copied into bundles, where there is no tvmx",
     "tvmx/frontends/_onnx_import.py": "extends TVM's importer class",
+    "tvmx/frontends/_torch_import.py": "the same",
     "tvmx/measure/_child.py": "runs on TVM's runtime alone, which has no relax",
     "tvmx/measure/_prepared.py": "the same",
     "tvmx/measure/_remote.py": "the same",

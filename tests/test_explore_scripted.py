@@ -204,10 +204,10 @@ def test_another_model_is_refused_unless_fresh(
 # failures
 
 
-def test_the_defaults_are_measured_whatever_the_budget(model: Path, tmp_path: Path) -> None:
+def test_the_baseline_is_measured_whatever_the_budget(model: Path, tmp_path: Path) -> None:
     with scripted() as device:
         result = explored(model, tmp_path / "run", trials=1)
-    assert result.measurements == 5  # two templates for two convolutions, one for the dense layer
+    assert result.measurements == 3  # one template for each of three layers
     assert result.candidates[0].name == "baseline"
     assert device.calls
 
@@ -378,13 +378,13 @@ def test_a_template_that_was_edited_since_is_noticed(model: Path, tmp_path: Path
         return 1.0 if "winograd_f2" in label else flat(label)
 
     with scripted(kernels(winograd_wins, plan1=20.0)):
-        explored(model, tmp_path / "run", schedules=(mine,), trials=1)
+        explored(model, tmp_path / "run", schedules=(mine,))
     with (mine / "winograd_f2.py").open("a") as stream:
         stream.write("\n# edited\n")
     with pytest.raises(BuildError, match="has changed"):
         export_run(tmp_path / "run", tmp_path / "bundle")
     with scripted(), pytest.raises(RunMismatchError, match="schedule templates"):
-        explored(model, tmp_path / "run", schedules=(mine,), trials=1)
+        explored(model, tmp_path / "run", schedules=(mine,))
 
 
 # export and dry run
@@ -439,6 +439,8 @@ def test_dry_run_counts_what_explore_measures(model: Path, tmp_path: Path) -> No
     assert set(plan.workloads[0].templates) == {"conv2d_direct", "conv2d_im2col"}
     assert not (tmp_path / "run").exists()
     with scripted():
-        explored(model, tmp_path / "run", trials=1)
+        explored(model, tmp_path / "run")
     records = Journal(tmp_path / "run" / "journal.jsonl").records()
-    assert plan.conversions == sum(r.key.workload.startswith("convert:") for r in records)
+    # Those of implementations that the defaults rule out are not costed.
+    costed = sum(r.key.workload.startswith("convert:") for r in records)
+    assert 0 < costed <= plan.conversions

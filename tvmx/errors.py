@@ -20,6 +20,7 @@
     │   ├── TrackerError         refused, or not a tracker
     │   └── UnknownKeyError      no such device key in the tracker
     ├── MeasureError             a candidate failed where a figure is indispensable (the baseline)
+    ├── LimitError               no plan stays within the accuracy and memory that were asked
     ├── StoreError               runs and journals
     │   ├── JournalError         corruption that is not a torn last line
     │   └── RunMismatchError     the folder belongs to another exploration
@@ -115,6 +116,10 @@ class UnknownKeyError(DeviceError):
 
 class MeasureError(TvmxError):
     """A measurement failed that the work cannot go on without."""
+
+
+class LimitError(TvmxError):
+    """No plan that was found stays within the limits on accuracy, weights and arena."""
 
 
 class StoreError(TvmxError):

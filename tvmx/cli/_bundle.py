@@ -83,8 +83,9 @@ def export(
         str,
         typer.Option(
             "--pick",
-            metavar="best|baseline|INDEX",
-            help="The candidate: best, baseline, or its index in explore's table.",
+            metavar="best|memory|baseline|INDEX",
+            help="The candidate: best, memory (least weights and activations), baseline, or "
+            "its index in explore's table.",
         ),
     ] = "best",
     target: Annotated[
@@ -101,8 +102,8 @@ def export(
 ) -> None:
     """Export a bundle from a finished run."""
     check_folder(run, "run", hint="a run is what `tvmx explore --out RUN` writes")
-    if pick not in ("best", "baseline") and not pick.isdecimal():
-        raise UsageError(f"--pick {pick!r} is none of best, baseline or an index from 0")
+    if pick not in ("best", "memory", "baseline") and not pick.isdecimal():
+        raise UsageError(f"--pick {pick!r} is none of best, memory, baseline or an index from 0")
     if target is not None:
         check_target(target)
     check_bundle_out(out)

@@ -14,8 +14,15 @@ from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._explore_view import render_dry_run, render_result
 from tvmx.cli._options import Json, Key, Model, Schedules, Shapes, Target, Threads, Tracker
 from tvmx.cli._output import Output
-from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes
-from tvmx.cli._preflight import check_data, check_measurable, check_model, check_run, check_target
+from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes, parse_size
+from tvmx.cli._preflight import (
+    check_data,
+    check_measurable,
+    check_metric,
+    check_model,
+    check_run,
+    check_target,
+)
 from tvmx.cli._progress import open_progress
 from tvmx.errors import UsageError
 
@@ -25,9 +32,17 @@ if TYPE_CHECKING:
 EPILOG = """Examples:
   tvmx explore network.onnx --target host --budget 2m
   tvmx explore network.onnx --target rpi4 --tracker 127.0.0.1:9190 --key rpi4 --data eval.npz
+  tvmx explore network.pt2 --target host --data eval.npz --objective weights
   tvmx explore network.onnx --target rpi4 --dry-run
 
 The same command again continues where an interrupted one stopped."""
+
+
+class Calibration(StrEnum):
+    """How the ranges of int8 activations are found."""
+
+    PERCENTILE = "percentile"
+    MINMAX = "minmax"
 
 
 class Objective(StrEnum):
@@ -59,6 +74,23 @@ def explore_model(
             "dense implementations are legal.",
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="MODULE:FUNCTION",
+            help="Own accuracy metric, function(outputs, labels) -> percent. Default: top-1 with "
+            "labels, else agreement with the float model.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Calibration,
+        typer.Option(
+            "--calibration",
+            metavar="percentile|minmax",
+            help="How int8 ranges are taken from the calibration samples.",
+        ),
+    ] = Calibration.PERCENTILE,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +112,16 @@ def explore_model(
             help="Largest accuracy loss, in percentage points of the metric.",
         ),
     ] = 1.0,
+    max_weights: Annotated[
+        str | None,
+        typer.Option("--max-weights", metavar="SIZE", help="Most weights, such as 2MB or 1.5MiB."),
+    ] = None,
+    max_arena: Annotated[
+        str | None,
+        typer.Option(
+            "--max-arena", metavar="SIZE", help="Most memory for activations, such as 512KiB."
+        ),
+    ] = None,
     objective: Annotated[
         Objective,
         typer.Option(
@@ -107,13 +149,17 @@ def explore_model(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search layout, schedule and knobs of every layer, measured on the device over RPC.
+    """Search precision, sparsity, layout, schedule and knobs of every layer, over RPC.
 
-    The best plans are built whole, verified, and measured interleaved with the baseline: every
+    int8 and block-sparse layers need --data: their accuracy is measured, and no plan past
+    --max-accuracy-drop is ever best. The best plans are built whole, verified, and measured interleaved with the baseline: every
     layer float, dense, at its template's default.
     """
     budget_s = None if budget is None else parse_duration(budget)
     _check_numbers(trials, max_accuracy_drop, seed)
+    weights = None if max_weights is None else parse_size(max_weights, "--max-weights")
+    arena = None if max_arena is None else parse_size(max_arena, "--max-arena")
+    metric_digest = "" if metric is None else check_metric(metric, data)
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
     board = check_target(target)
@@ -134,7 +180,11 @@ def explore_model(
         data=data,
         budget_s=budget_s,
         trials=trials,
+        metric=metric,
+        calibration=calibration.value,
         max_accuracy_drop=max_accuracy_drop,
+        max_weights=weights,
+        max_arena=arena,
         objective=objective.value,
         threads=threads,
         schedules=folders,
@@ -144,7 +194,7 @@ def explore_model(
     inputs = check_model(model, shapes)
     digest = None if data is None else check_data(data, inputs, seed)
     if not dry_run:
-        check_run(request, board, digest)
+        check_run(request, board, digest, metric_digest)
         check_device(address)
     _dry_run(request, Output(as_json)) if dry_run else _explore(request, Output(as_json))
 

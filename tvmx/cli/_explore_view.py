@@ -23,7 +23,7 @@ def render_result(screen: Screen, result: ExploreResult) -> None:
             "objective": result.objective,
             "measured": f"{result.measurements} kernels, {result.failures} failed, "
             f"in {clock(result.seconds)}",
-            "outputs checked": f"against {result.reference}",
+            "outputs checked": _checked(result),
             "run": result.run,
         }
     )
@@ -34,19 +34,19 @@ def render_result(screen: Screen, result: ExploreResult) -> None:
 
 
 def _candidates(screen: Screen, result: ExploreResult) -> None:
-    first = list(dict.fromkeys((result.baseline, result.best)))
+    first = list(dict.fromkeys((result.baseline, result.best, result.best_memory)))
     rest = [index for index in range(len(result.candidates)) if index not in first]
     shown = [*first, *rest[:OTHERS]]
     rows = [_row(index, result) for index in shown]
     columns = (
         "index", "candidate", "latency", "spread", "time / baseline", _accuracy_title(result),
-        "drop", "weights", "arena", "scratch",
+        "drop", "weights", "arena", "scratch", "layers",
     )  # fmt: skip
     screen.table(
         columns,
         rows,
         title=f"{result.model} on {result.target}",
-        right=tuple(name for name in columns if name != "candidate"),
+        right=tuple(name for name in columns if name not in ("candidate", "layers")),
     )
     if len(rest) > OTHERS:
         screen.line(f"{len(rest) - OTHERS} more candidates: --json lists all")
@@ -65,15 +65,28 @@ def _row(index: int, result: ExploreResult) -> tuple[object, ...]:
         size(found.weights_bytes),
         size(found.arena_bytes),
         size(found.scratch_bytes),
+        ", ".join(f"{count} {kind}" for kind, count in found.layers.items()),
     )
 
 
 def _role(index: int, result: ExploreResult) -> str:
-    if index == result.baseline == result.best:
-        return "baseline, also best"
-    if index == result.baseline:
-        return "baseline"
-    return "best" if index == result.best else result.candidates[index].name
+    best = "best" if result.objective == "latency" else f"best {result.objective}"
+    roles = [
+        name
+        for name, at in (
+            ("baseline", result.baseline),
+            (best, result.best),
+            ("best memory", result.best_memory),
+        )
+        if at == index
+    ]
+    text = " and ".join(roles) or result.candidates[index].name
+    return text if result.candidates[index].meets else f"{text} (past the limits)"
+
+
+def _checked(result: ExploreResult) -> str:
+    names = dict.fromkeys(c.checked_against for c in result.candidates if c.checked_against)
+    return "against " + "; int8 and sparse ones against ".join(names or [result.reference])
 
 
 def _accuracy_title(result: ExploreResult) -> str:
@@ -82,22 +95,30 @@ def _accuracy_title(result: ExploreResult) -> str:
 
 
 def _layers(screen: Screen, layers: list[LayerSummary]) -> None:
+    columns = ["layer", "workload", "baseline", "baseline time", "best", "best time"]
+    # The memory winner's column only where it is another plan than the best one's.
+    memory = any((row.memory, row.memory_us) != (row.best, row.best_us) for row in layers)
+    if memory:
+        columns += ["best memory", "its time"]
     screen.table(
-        ("layer", "workload", "baseline", "baseline time", "best", "best time"),
-        (
-            (
-                row.layer,
-                row.workload,
-                row.baseline,
-                duration(row.baseline_us),
-                "same" if row.best == row.baseline and row.best_us == row.baseline_us else row.best,
-                duration(row.best_us),
-            )
-            for row in layers
-        ),
+        columns,
+        (_layer(row, memory) for row in layers),
         title="Layers (time of the kernel alone)",
-        right=("baseline time", "best time"),
+        right=("baseline time", "best time", "its time"),
     )
+
+
+def _layer(row: LayerSummary, memory: bool) -> tuple[object, ...]:
+    def told(name: str, us: float | None) -> str:
+        return "same" if (name, us) == (row.baseline, row.baseline_us) else name
+
+    cells: list[object] = [
+        row.layer, row.workload, row.baseline, duration(row.baseline_us),
+        told(row.best, row.best_us), duration(row.best_us),
+    ]  # fmt: skip
+    if memory:
+        cells += [told(row.memory, row.memory_us), duration(row.memory_us)]
+    return tuple(cells)
 
 
 def _threads(count: int) -> str:
@@ -124,7 +145,7 @@ def render_dry_run(screen: Screen, plan: DryRun) -> None:
     screen.fields(
         {
             "layers covered by templates": f"{plan.covered}/{plan.layers}",
-            "layout conversions to cost": plan.conversions,
+            "conversions to cost, at most": plan.conversions,
         }
     )
     for note in plan.notes:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = """Examples:
   tvmx import network.onnx
-  tvmx import network.onnx --shape data=1,3,224,224 --json"""
+  tvmx import network.onnx --shape data=1,3,224,224 --json
+  tvmx import network.pt2"""
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The network, an ONNX file.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The network: .onnx, or .pt2 from torch.export.")
+]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle (a folder).")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Shapes = Annotated[

@@ -10,6 +10,10 @@ from tvmx.errors import UsageError
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(b|kb|mb|gb|kib|mib|gib)")
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
 MAX_BUDGET_S = 30 * 24 * 3600.0
 
 
@@ -27,6 +31,17 @@ def parse_duration(text: str, option: str = "--budget") -> float:
     if not 0 < seconds <= MAX_BUDGET_S:
         raise UsageError(f"{option} {text!r} must be more than 0 and at most 30 days", hint=hint)
     return seconds
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of ``2MB``, ``1.5MiB``, ``800KB``. A bare number has no unit and is refused."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    size = int(float(match[1]) * _BYTES[match[2]]) if match else 0
+    if size < 1:
+        raise UsageError(
+            f"{option} {text!r} is no size", hint=f"write a size such as {option} 2MB or 1.5MiB"
+        )
+    return size
 
 
 def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -40,7 +40,7 @@ def check_model(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[TensorS
 
     Raises ModelError for damage, unsupported operators (all at once) and dynamic shapes.
     """
-    check_file(path, "model", hint="give the path of an .onnx file")
+    check_file(path, "model", hint="give the path of an .onnx or .pt2 file")
     from tvmx.frontends import check_model as look_at
 
     return look_at(path, shapes)
@@ -57,6 +57,15 @@ def check_data(path: Path, inputs: tuple[TensorSpec, ...], seed: int) -> str:
     return load_data(path, inputs, seed).digest
 
 
+def check_metric(name: str, data: Path | None) -> str:
+    """Fingerprint of a metric that can be imported; there must be data to apply it to."""
+    from tvmx.accuracy import load_metric
+
+    if data is None:
+        raise UsageError("--metric needs evaluation data", hint="give --data FILE.npz")
+    return load_metric(name).fingerprint
+
+
 def check_measurable(target: Target) -> None:
     """A target that this machine can stand in for when no device is named."""
     from tvmx.build import host_arch
@@ -70,7 +79,9 @@ def check_measurable(target: Target) -> None:
         )
 
 
-def check_run(request: ExploreRequest, target: Target, data: str | None) -> None:
+def check_run(
+    request: ExploreRequest, target: Target, data: str | None, metric_digest: str = ""
+) -> None:
     """A run folder that is new, empty, or of the same exploration; ``--fresh`` clears any run.
 
     ``data`` is the digest of the evaluation data. What takes TVM to know (templates) is left
@@ -100,7 +111,12 @@ def check_run(request: ExploreRequest, target: Target, data: str | None) -> None
             "threads": request.threads,
             "seed": request.seed,
             "objective": request.objective,
+            "metric": request.metric,
+            "metric_digest": metric_digest,
+            "calibration": request.calibration,
             "max_accuracy_drop": request.max_accuracy_drop,
+            "max_weights": request.max_weights,
+            "max_arena": request.max_arena,
             "data": data,
         }
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmx.accuracy import Samples, Score, score
+from tvmx.accuracy import DEFAULT_METRIC, Metric, Samples, Score
 from tvmx.explore._reference import Reference
 from tvmx.measure import NetworkJob, Runner
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 class Scorer:
     """Scores candidates against labels, or against the float reference's decisions.
 
-    The model's first output decides. ``reference`` is the float score the drop is told from.
+    The model's first output decides, by ``metric``. ``reference`` is the float score the drop is
+    told from. Raises DataError where the metric cannot score the float outputs.
     """
 
-    def __init__(self, model: Model, samples: Samples, run_reference: Reference) -> None:
+    def __init__(
+        self, model: Model, samples: Samples, run_reference: Reference,
+        metric: Metric = DEFAULT_METRIC,
+    ) -> None:  # fmt: skip
         self._specs = {spec.name: spec for spec in model.inputs}
-        self._samples = samples
+        self._samples, self._metric = samples, metric
         outputs = [(run_reference(feed.arrays)[0], feed.count) for feed in self._feeds()]
         self._float = np.concatenate([out[:count] for out, count in outputs])
         self.reference = self._score(self._float)
@@ -30,7 +34,8 @@ class Scorer:
     def __call__(self, runner: Runner, job: NetworkJob) -> Score:
         """Run a candidate over all samples on the device and score it.
 
-        Raises MeasureError when the device or the candidate fails on the way.
+        Raises MeasureError when the device or the candidate fails on the way, DataError where
+        the metric cannot score its outputs.
         """
         feeds = list(self._feeds())
         outputs = runner.run(job, [feed.arrays for feed in feeds])
@@ -41,4 +46,4 @@ class Scorer:
         return self._samples.feeds(self._specs)
 
     def _score(self, outputs: Any) -> Score:
-        return score(outputs, labels=self._samples.labels, reference=self._float)
+        return self._metric.score(outputs, labels=self._samples.labels, reference=self._float)

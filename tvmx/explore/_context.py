@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,17 +31,23 @@ def load_registry(schedules: Sequence[Path]) -> Registry:
 
 @dataclass(frozen=True)
 class Context:
-    """A model on a target with its templates."""
+    """A model on a target with its templates.
+
+    ``exact``: only float, dense implementations are legal, because there is no data to calibrate
+    int8 with and to measure accuracy on.
+    """
 
     model: Model
     network: Network
     registry: Registry
     target: Target
+    exact: bool = True
 
     @classmethod
     def open(
-        cls, model: Path, shapes: dict[str, tuple[int, ...]], target: str, schedules: Sequence[Path]
-    ) -> Context:
+        cls, model: Path, shapes: dict[str, tuple[int, ...]], target: str,
+        schedules: Sequence[Path], *, exact: bool = True,
+    ) -> Context:  # fmt: skip
         """Load everything; raises ModelError, UnknownTargetError, TemplateLoadError.
 
         Targets and templates first: mistakes there are cheap to find.
@@ -53,7 +59,7 @@ class Context:
         imported = load_model(model, shapes)
         from tvmx.passes import extract_layers
 
-        return cls(imported, extract_layers(imported), registry, loaded)
+        return cls(imported, extract_layers(imported), registry, loaded, exact)
 
     @property
     def target_key(self) -> str:
@@ -77,27 +83,23 @@ class Context:
             )
         return layers
 
-    def tasks(self) -> list[Task]:
-        """Every (distinct workload, legal template), the baseline's template first."""
-        tasks: list[Task] = []
-        seen: set[str] = set()
+    def tasks(self, options: Mapping[int, Sequence[Implementation]]) -> list[Task]:
+        """Every distinct (workload, implementation) among ``options``, the baseline's first."""
+        tasks: dict[tuple[str, str], Task] = {}
         for layer in self.covered:
-            workload = layer.workload
-            if workload.digest in seen:
-                continue
-            seen.add(workload.digest)
-            tasks += [
-                Task(workload, entry, entry.implementation(workload, self.target))
-                for entry in self.registry.legal(workload, self.target)
-            ]
-        return tasks
+            for implementation in options[layer.index]:
+                key = (layer.workload.digest, implementation.model_dump_json())
+                entry = self.registry.get(implementation.template)
+                tasks.setdefault(key, Task(layer.workload, entry, implementation))
+        return list(tasks.values())
 
     def options(self) -> dict[int, list[Implementation]]:
         """Layer index -> the implementations it may get, for every covered layer."""
-        return {
-            layer.index: [
-                entry.implementation(layer.workload, self.target)
-                for entry in self.registry.legal(layer.workload, self.target)
-            ]
-            for layer in self.covered
-        }
+        legal: dict[str, list[Implementation]] = {}
+        for layer in self.covered:
+            if layer.workload.digest not in legal:
+                found = self.registry.implementations(
+                    layer.workload, self.target, exact=self.exact
+                )
+                legal[layer.workload.digest] = [implementation for _, implementation in found]
+        return {layer.index: legal[layer.workload.digest] for layer in self.covered}

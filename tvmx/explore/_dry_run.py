@@ -5,6 +5,19 @@ from __future__ import annotations
 from tvmx.explore._context import Context
 from tvmx.explore._request import DryRun, DryRunWorkload, ExploreRequest
 from tvmx.explore._walk import possible_conversions
+from tvmx.ir import Implementation, Layer
+
+
+def _label(implementation: Implementation) -> str:
+    if implementation.exact:
+        return implementation.template
+    kind = implementation.sparsity if implementation.precision == "f32" else "int8"
+    return f"{implementation.template} {kind}"
+
+
+def _configs(context: Context, layer: Layer, implementation: Implementation) -> int:
+    template = context.registry.get(implementation.template).template
+    return len(template.space(implementation.variant(layer.workload), context.target))
 
 
 def dry_run(request: ExploreRequest) -> DryRun:
@@ -12,18 +25,20 @@ def dry_run(request: ExploreRequest) -> DryRun:
 
     Raises what ``explore`` raises for model, target and templates.
     """
-    context = Context.open(request.model, request.shapes, request.target, request.schedules)
+    context = Context.open(
+        request.model, request.shapes, request.target, request.schedules,
+        exact=request.data is None,
+    )  # fmt: skip
+    options = context.options()
     covered = context.covered
     workloads: dict[str, DryRunWorkload] = {}
     for layer in covered:
         digest = layer.workload.digest
         if digest not in workloads:
-            legal = context.registry.legal(layer.workload, context.target)
+            legal = options[layer.index]
             workloads[digest] = DryRunWorkload(
                 workload=layer.workload.describe(), layers=[],
-                templates={
-                    e.name: len(e.template.space(layer.workload, context.target)) for e in legal
-                },
+                templates={_label(i): _configs(context, layer, i) for i in legal},
             )  # fmt: skip
         workloads[digest].layers.append(layer.name)
     notes = [] if request.data else ["no --data: only float, dense implementations are legal"]
@@ -31,6 +46,6 @@ def dry_run(request: ExploreRequest) -> DryRun:
         model=str(request.model), target=context.target.name,
         layers=len(context.network.graph.layers), covered=len(covered),
         workloads=list(workloads.values()),
-        conversions=len(possible_conversions(context.network.graph, context.options())),
+        conversions=len(possible_conversions(context.network.graph, options)),
         notes=notes,
     )  # fmt: skip

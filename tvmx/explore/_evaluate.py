@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,29 @@ if TYPE_CHECKING:
 _DEVICE_RETRIES = 3
 _OPERANDS_KEPT = 2
 _OTHERS_AT_ONCE = 8
+_RTOL = 1e-3  # of the range; int8 kernels must be exact
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One workload computed by one template: what a knob tuner works on."""
+    """One implementation of a workload: what a knob tuner works on.
+
+    ``workload`` is the layer's own (float, dense); ``variant`` the one the template is given.
+    """
 
     workload: Conv2dWorkload | DenseWorkload
     entry: TemplateEntry
     implementation: Implementation
 
+    @cached_property
+    def variant(self) -> Conv2dWorkload | DenseWorkload:
+        """The workload with the implementation's type and sparsity."""
+        return self.implementation.variant(self.workload)
+
     @property
     def label(self) -> str:
         """For messages: workload and template."""
-        return f"{self.workload.describe()} by {self.entry.name}"
+        return f"{self.variant.describe()} by {self.entry.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +93,7 @@ class KernelEvaluator:
     def key(self, task: Task, config: Config) -> MeasurementKey:
         """The journal key of a candidate."""
         return MeasurementKey.of(
-            task.workload.digest, task.implementation, config, target=self._target_key,
+            task.variant.digest, task.implementation, config, target=self._target_key,
             device=self._device, threads=self._threads, versions=self._versions,
         )  # fmt: skip
 
@@ -108,7 +118,7 @@ class KernelEvaluator:
             if not built.ok:
                 results[index] = self._record(pending.key, _build_failure(built))
                 continue
-            twin = self._binaries.get((pending.task.workload.digest, built.digest))
+            twin = self._binaries.get((pending.task.variant.digest, built.digest))
             if twin is not None:
                 results[index] = self._record(pending.key, twin)
             else:
@@ -141,7 +151,7 @@ class KernelEvaluator:
         group = hashlib.sha256("|".join(c.key() for c in configs).encode()).hexdigest()[:12]
         keys = [
             self.key(task, config).model_copy(
-                update={"workload": f"retime:{task.workload.digest}:{group}"}
+                update={"workload": f"retime:{task.variant.digest}:{group}"}
             )
             for config in configs
         ]
@@ -171,7 +181,7 @@ class KernelEvaluator:
 
     def _build_job(self, task: Task, config: Config) -> KernelBuild:
         return KernelBuild.of(
-            task.workload, task.entry.name, task.entry.path, config, self._target, self._folder
+            task.variant, task.entry.name, task.entry.path, config, self._target, self._folder
         )
 
     def _named_key(self, name: str) -> MeasurementKey:
@@ -191,7 +201,7 @@ class KernelEvaluator:
             index, _, digest = jobs[number]
             pending = batch[index]
             if measurement.ok:
-                self._binaries[pending.task.workload.digest, digest] = measurement
+                self._binaries[pending.task.variant.digest, digest] = measurement
             results[index] = self._record(pending.key, measurement)
             self.measured += 1
 
@@ -234,22 +244,22 @@ class KernelEvaluator:
         return measurement
 
     def _job(self, pending: Pending, library: Path) -> KernelJob:
-        task, operands = pending.task, self._operands_of(pending.task.workload)
-        kernel = task.entry.template.build(task.workload, pending.config, self._target)
+        task, operands = pending.task, self._operands_of(pending.task.variant)
+        kernel = task.entry.template.build(task.variant, pending.config, self._target)
         implementation = task.implementation
         inputs: list[Any] = [
             to_physical(operands.data, implementation.data_layout),
-            kernel.pack_weight(operands.weight),
+            *kernel.constants(operands.constants),
         ]
-        if operands.bias is not None:
-            inputs.append(kernel.pack_bias(operands.bias))
         if operands.residual is not None:
             inputs.append(to_physical(operands.residual, implementation.layout))
         expected = to_physical(operands.expected, implementation.layout)
         return KernelJob(
             library=library, symbol=SYMBOL, inputs=tuple(inputs),
-            out_shape=expected.shape, expected=expected, layout=implementation.layout,
-            channels=task.workload.out_shape[1], label=f"{task.label} {pending.config!r}",
+            out_shape=expected.shape, out_dtype=str(expected.dtype), expected=expected,
+            layout=implementation.layout, channels=task.workload.out_shape[1],
+            rtol=0.0 if task.variant.dtype == "int8" else _RTOL,
+            label=f"{task.label} {pending.config!r}",
         )  # fmt: skip
 
     def _operands_of(self, workload: Any) -> Operands:

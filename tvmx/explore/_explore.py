@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
-from tvmx.accuracy import Dataset, load_data
+from tvmx.accuracy import DEFAULT_METRIC, Dataset, load_data, load_metric
 from tvmx.build import BuildPool
 from tvmx.errors import MeasureError
+from tvmx.explore._accuracy import Scorer
 from tvmx.explore._budget import Budget
+from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
 from tvmx.explore._devices import check_device, device_key, open_runner
+from tvmx.explore._dominance import Worth, undominated
 from tvmx.explore._evaluate import KernelEvaluator
 from tvmx.explore._golden import save_golden
 from tvmx.explore._outcome import Outcome
@@ -22,12 +25,12 @@ from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import ExploreRequest, ExploreResult, Progress, Silent
 from tvmx.explore._search import KEPT, search
 from tvmx.explore._sizes import packed_sizes
-from tvmx.explore._table import ConversionKey, TunedTable
+from tvmx.explore._table import ConversionKey, TunedTable, no_drop
 from tvmx.explore._transitions import measure_transitions
 from tvmx.explore._tuning import KernelTuning, Tuned
-from tvmx.explore._whole import BuiltPlan, build_plan, network_job
-from tvmx.ir import Plan
-from tvmx.measure import Measurement, TimingPolicy
+from tvmx.explore._whole import BuiltPlan, build_plan, network_job, rtol_of
+from tvmx.ir import Implementation, Layer, Plan
+from tvmx.measure import Measurement, NetworkJob, TimingPolicy
 from tvmx.passes import baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
@@ -35,6 +38,10 @@ from tvmx.targets import load_target
 _ROUNDS = 15
 _DEFAULT_BUDGET_S = 600.0
 _RETIME_S = 0.6  # what re-timing one workload takes, about
+_SENSITIVITY_SHARE = 0.2  # of the budget
+_SENSITIVITY_S = 60.0  # where only trials bound it
+
+Options = Mapping[int, Sequence[Implementation]]
 
 
 def explore(request: ExploreRequest, progress: Progress | None = None) -> ExploreResult:
@@ -60,9 +67,11 @@ class _Exploration:
         self.progress.stage("import")
         check_device(load_target(request.target), request.tracker)
         self.context = Context.open(
-            request.model, request.shapes, request.target, request.schedules
-        )
+            request.model, request.shapes, request.target, request.schedules,
+            exact=request.data is None,
+        )  # fmt: skip
         self.layers = self.context.covered
+        self.metric = load_metric(request.metric) if request.metric else DEFAULT_METRIC
         self.data = self._load_data()
         with Run.open(request.out, self._settings(), fresh=request.fresh) as self.folder:
             return self._explore()
@@ -84,10 +93,15 @@ class _Exploration:
             # Locally one core measures; building on it would show in the figures.
             workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
             self.evaluator = self._evaluator(stack.enter_context(BuildPool(workers)))
+            options = self._sensitivity()
+            tuning = self._tuning(options)
+            self.progress.stage("defaults")
+            tuning.defaults()
+            options = self._undominated(options, tuning)
             self.progress.stage("borders")
-            costs = measure_transitions(context, self.evaluator)
-            tuning = self._tune()
-            plans = self._search(tuning.tuned, costs)
+            costs = measure_transitions(context, self.evaluator, options)
+            self._tune(tuning, options)
+            plans = self._search(tuning.tuned, costs, options)
             return self._whole(plans, tuning)
 
     def _prepare(self) -> None:
@@ -95,6 +109,11 @@ class _Exploration:
         self.reference = Reference(self.context.model)
         self.inputs = self._golden_inputs()
         self.expected = self.reference(self.inputs)
+        self.scorer = None
+        if self.data is not None:
+            self.scorer = Scorer(
+                self.context.model, self.data.held_out, self.reference, self.metric
+            )
         save_golden(self.folder, self.inputs, self.expected, self.reference.name)
         plan = baseline_plan(
             self.context.network, self.context.registry, self.context.target, self.request.seed
@@ -154,24 +173,70 @@ class _Exploration:
             device=device_key(request.tracker), threads=request.threads, seed=request.seed,
             objective=request.objective, data=self.data.digest if self.data else None,
             data_path=str(request.data.resolve()) if request.data else "",
+            metric=request.metric, metric_digest=self.metric.fingerprint,
+            calibration=request.calibration,
             max_accuracy_drop=request.max_accuracy_drop,
+            max_weights=request.max_weights, max_arena=request.max_arena,
             schedules={e.name: e.fingerprint for e in entries if e.origin != "built-in"},
             schedule_paths=tuple(str(p.resolve()) for p in request.schedules),
             budget_s=request.budget_s, trials=request.trials,
         )  # fmt: skip
 
-    def _tune(self) -> KernelTuning:
-        self.progress.stage("tune")
-        tuning = KernelTuning(
-            tasks=self.context.tasks(),
+    def _sensitivity(self) -> Options:
+        """The implementations each layer may get, less what loses too much accuracy alone."""
+        options: Options = self.context.options()
+        self.compression = None
+        if self.data is None or self.scorer is None:
+            return options
+        self.progress.stage("calibrate")
+        self.compression = Compression.prepare(
+            self.context, self.data, self.metric, self.request.calibration
+        )
+        self.progress.stage("sensitivity")
+        seconds = self.budget.seconds
+        share = _SENSITIVITY_S if seconds is None else _SENSITIVITY_SHARE * seconds
+        samples = self.compression.measure(options, self.folder, share)
+        if samples:
+            self.notes.append(
+                f"sensitivity of layers simulated on {samples} of "
+                f"{len(self.data.visible)} visible samples"
+            )
+        return self.compression.allowed(options, self.request.max_accuracy_drop)
+
+    def _tuning(self, options: Options) -> KernelTuning:
+        return KernelTuning(
+            tasks=self.context.tasks(options),
             uses=dict(Counter(layer.workload.digest for layer in self.layers)),
             evaluator=self.evaluator, budget=self.budget, target=self.context.target,
             seed=self.request.seed, on_batch=self._tuned,
         )  # fmt: skip
-        tuning.run()
+
+    def _undominated(self, options: Options, tuning: KernelTuning) -> Options:
+        """Leave out what cannot be in a good plan, going by the default configs."""
+        found = {(t.task.workload.digest, t.task.implementation): t for t in tuning.tuned}
+        sizes = packed_sizes(tuning.tuned, self.context.target)
+
+        def worth(layer: Layer, implementation: Implementation) -> Worth | None:
+            tuned = found[layer.workload.digest, implementation]
+            if tuned.default_us is None:
+                return None
+            drop = self.compression.drop(layer, implementation) if self.compression else 0.0
+            return Worth(tuned.default_us, drop, sizes[tuned.task])
+
+        return undominated(self.context.network.graph, options, worth)
+
+    def _tune(self, tuning: KernelTuning, options: Options) -> None:
+        self.progress.stage("tune")
+        wanted = {
+            (layer.workload.digest, implementation)
+            for layer in self.layers for implementation in options[layer.index]
+        }  # fmt: skip
+        tuning.run(
+            [t.task for t in tuning.tuned
+             if (t.task.workload.digest, t.task.implementation) in wanted]
+        )  # fmt: skip
         self.progress.stage("re-time")
         tuning.retime()
-        return tuning
 
     def _tuned(self, tuning: KernelTuning) -> None:
         best, baseline = tuning.best_estimate_us(), tuning.default_estimate_us()
@@ -190,19 +255,28 @@ class _Exploration:
         )
 
     def _search(
-        self, tuned: Sequence[Tuned], costs: dict[ConversionKey, float]
+        self, tuned: Sequence[Tuned], costs: dict[ConversionKey, float], options: Options
     ) -> list[tuple[str, Plan]]:
         """The baseline and the plans worth building, by name."""
         self.progress.stage("search")
-        context, seed = self.context, self.request.seed
-        self.table = TunedTable(context, tuned, costs, packed_sizes(tuned, context.target))
+        context, seed, compression = self.context, self.request.seed, self.compression
+        self.table = TunedTable(
+            context, tuned, costs, packed_sizes(tuned, context.target), options,
+            compression.drop if compression else no_drop,
+        )  # fmt: skip
         self.table.table.save(self.folder.work / "cost_table.json")
-        found = search(context, self.table, costs, self.request.objective, seed)
-        self.notes.append(found.describe())
+        elsewhere = self.baseline.build.weights_bytes - self.table.table.weights_bytes(
+            self.table.table.baseline
+        )
+        arena = self.baseline.build.arena_bytes
+        found = search(context, self.table, costs, self.request, compression, elsewhere, arena)
+        self.notes += found.describe()
         plans = [("baseline", self.baseline.plan)]
         seen = {self.baseline.plan.digest}
+        activations = compression.activations if compression else ()
         for assignment in found.assignments:
-            plan = self.table.plan(assignment, seed, f"explored by tvmx, seed {seed}")
+            note = f"explored by tvmx, seed {seed}"
+            plan = self.table.plan(assignment, seed, note, activations)
             if plan.digest not in seen:
                 seen.add(plan.digest)
                 plans.append((f"plan{len(plans)}", plan))
@@ -223,24 +297,36 @@ class _Exploration:
                 seconds_left=self.budget.left_s,
             )  # fmt: skip
         self.progress.stage("measure")
-        jobs = [network_job(b, self.inputs, self.expected) for b in built]
+        jobs = [self._job(b) for b in built]
         measured = self.runner.compare(jobs, _ROUNDS, TimingPolicy.careful())
         if not measured[0].ok:
             self._check_baseline()
             raise MeasureError(f"the baseline failed beside the others: {measured[0].message}")
         outcome = Outcome(
-            self.request, self.context, self.runner, self.reference, self.table, self.notes
-        )
-        candidates, best = outcome.candidates(built, measured, self.inputs, self.data)
+            self.request, self.context, self.runner, self.reference, self.table, self.scorer,
+            self.notes,
+        )  # fmt: skip
+        candidates = outcome.candidates(built, measured, jobs)
+        best, memory = outcome.best(candidates), outcome.best_memory(candidates)
         result = ExploreResult(
             run=str(self.request.out), model=str(self.request.model),
             target=self.context.target.name, device=self.runner.identity,
             threads=self.request.threads, objective=self.request.objective,
-            candidates=candidates, baseline=0, best=best,
-            layers=outcome.layers(built, candidates[best]),
+            candidates=candidates, baseline=0, best=best, best_memory=memory,
+            layers=outcome.layers(built, candidates[best], candidates[memory]),
             measurements=tuning.trials, failures=self.evaluator.failed,
             seconds=self.budget.elapsed_s, reference=self.reference.name, notes=self.notes,
         )  # fmt: skip
         self.evaluator.clear()
         self.folder.save_result(result.model_dump(mode="json"))
+        outcome.check_limits(result)
         return result
+
+    def _job(self, built: BuiltPlan) -> NetworkJob:
+        """A candidate with the outputs it must have: the reference's, or the simulation's."""
+        if built.plan.exact:
+            return network_job(built, self.inputs, self.expected)
+        assert self.compression is not None
+        ordered = [self.inputs[spec.name] for spec in self.context.model.inputs]
+        expected = self.compression.simulator.expected(built.plan, ordered)
+        return network_job(built, self.inputs, expected, rtol_of(built.plan))

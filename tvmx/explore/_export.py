@@ -12,10 +12,11 @@ from tvmx.explore._context import Context
 from tvmx.explore._golden import Golden, load_golden
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
-from tvmx.explore._whole import BuiltPlan, build_plan
+from tvmx.explore._whole import SIMULATION, BuiltPlan, build_plan, rtol_of
 from tvmx.ir import Plan
 from tvmx.passes import baseline_plan, check_replay, transfer_plan
 from tvmx.store import Run
+from tvmx.targets import load_target
 
 
 def build_bundle(
@@ -54,7 +55,7 @@ def export_run(
 ) -> BundleSummary:  # fmt: skip
     """Write a bundle of an explored run's candidate.
 
-    ``pick`` is ``best``, ``baseline`` or an index into the result's candidates. For another
+    ``pick`` is ``best``, ``memory`` (least weights plus arena), ``baseline`` or an index into the result's candidates. For another
     target than the explored one precision, sparsity and templates are kept, configs are that
     target's defaults, and the manifest says it was not measured there.
 
@@ -97,17 +98,30 @@ def export_run(
     return _write(context, plan, load_golden(folder), out, figures, notes, same, progress)
 
 
+def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:
+    """Golden outputs of the plan: an int8 or sparse one does not compute the float reference."""
+    if plan.exact:
+        return golden
+    from tvmx.passes import Simulator
+
+    simulator = Simulator(context.network, load_target("host"))
+    ordered = [golden.inputs[spec.name] for spec in context.model.inputs]
+    return Golden(golden.inputs, simulator.expected(plan, ordered), SIMULATION)
+
+
 def _pick(result: ExploreResult, pick: str) -> CandidateSummary:
     count = len(result.candidates)
     if pick == "best":
         return result.candidates[result.best]
     if pick == "baseline":
         return result.candidates[result.baseline]
+    if pick == "memory":
+        return result.candidates[result.best_memory]
     if pick.isdecimal() and int(pick) < count:
         return result.candidates[int(pick)]
     names = ", ".join(f"{i} {c.name}" for i, c in enumerate(result.candidates))
     raise UsageError(
-        f"no candidate {pick!r} in the run ({names})", hint="--pick best|baseline|INDEX"
+        f"no candidate {pick!r} in the run ({names})", hint="--pick best|memory|baseline|INDEX"
     )
 
 
@@ -139,6 +153,7 @@ def _write(
     notes: list[str], measured: bool, progress: Progress,
 ) -> BundleSummary:  # fmt: skip
     progress.stage("compile")
+    golden = _golden_of(context, plan, golden)
     with tempfile.TemporaryDirectory(prefix="tvmx-bundle-") as scratch:
         built = build_plan(
             "model", plan, context.network, context.registry, context.target, Path(scratch)
@@ -169,6 +184,6 @@ def _manifest(
             library_bytes=build.bytes, weights_bytes=build.weights_bytes,
             arena_bytes=build.arena_bytes, scratch_bytes=build.scratch_bytes,
         ),
-        figures=figures, measured_on_target=measured,
+        figures=figures, measured_on_target=measured, rtol=rtol_of(built.plan),
         notes=(*notes, f"golden outputs computed by {golden.reference}"),
     )  # fmt: skip

@@ -1,118 +1,174 @@
-"""From measured candidates to the result: accuracy, the winner, the per-layer table."""
+"""From measured candidates to the result: accuracy, the winners, the per-layer table."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from tvmx.accuracy import Dataset, drop
+from tvmx.accuracy import drop
+from tvmx.errors import LimitError
 from tvmx.explore._accuracy import Scorer
 from tvmx.explore._context import Context
 from tvmx.explore._reference import Reference
-from tvmx.explore._request import CandidateSummary, ExploreRequest, LayerSummary
+from tvmx.explore._request import CandidateSummary, ExploreRequest, ExploreResult, LayerSummary
 from tvmx.explore._table import TunedTable
 from tvmx.explore._tuning import Tuned
-from tvmx.explore._whole import BuiltPlan, network_job
-from tvmx.ir import Layer, LayerChoice
-from tvmx.measure import Measurement, Paired, Runner, compare_paired
+from tvmx.explore._whole import SIMULATION, BuiltPlan, network_job
+from tvmx.ir import DENSE, Layer, LayerChoice, Plan
+from tvmx.measure import Measurement, NetworkJob, Paired, Runner, compare_paired
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What measured candidates amount to. ``notes`` collects what a reader must know."""
+    """What measured candidates amount to. ``notes`` collects what a reader must know.
+
+    ``scorer`` scores whole plans on data that no choice has seen; None without data.
+    """
 
     request: ExploreRequest
     context: Context
     runner: Runner
     reference: Reference
     table: TunedTable
+    scorer: Scorer | None
     notes: list[str]
+    pairs: list[Paired] = field(default_factory=list)
 
     def candidates(
         self, built: Sequence[BuiltPlan], measured: Sequence[Measurement],
-        inputs: dict[str, Any], data: Dataset | None,
-    ) -> tuple[list[CandidateSummary], int]:  # fmt: skip
-        """Summaries of what ran right, the baseline first, and the index of the winner."""
-        scorer = None
-        if data is not None:
-            scorer = Scorer(self.context.model, data.held_out, self.reference)
+        jobs: Sequence[NetworkJob],
+    ) -> list[CandidateSummary]:  # fmt: skip
+        """Summaries of what ran right, the baseline first."""
         summaries: list[CandidateSummary] = []
-        pairs: list[Paired] = []
-        for plan, measurement in zip(built, measured, strict=True):
+        for plan, measurement, job in zip(built, measured, jobs, strict=True):
             if not measurement.ok:
                 self.notes.append(
                     f"{plan.name} was dropped: {measurement.status}: {measurement.message}"
                 )
                 continue
             pair = compare_paired(measurement.latencies_us, measured[0].latencies_us)
-            pairs.append(pair)
-            summaries.append(self._summary(plan, measurement, pair, inputs, scorer))
-        return summaries, self._best(summaries, pairs)
+            self.pairs.append(pair)
+            summaries.append(self._summary(plan, measurement, pair, job))
+        return summaries
 
-    def layers(self, built: Sequence[BuiltPlan], best: CandidateSummary) -> list[LayerSummary]:
-        """One row per covered layer: the baseline's and the winner's implementation."""
-        plan = next(b.plan for b in built if b.name == best.name)
-        rows = []
-        for layer in self.table.layers:
-            choice = plan.choice(layer.name)
-            assert choice is not None, layer.name
-            rows.append(self._row(layer, choice))
-        return rows
+    def layers(
+        self, built: Sequence[BuiltPlan], best: CandidateSummary, memory: CandidateSummary
+    ) -> list[LayerSummary]:
+        """One row per covered layer: the implementations of the baseline and both winners."""
+        plans = {b.name: b.plan for b in built}
+        return [
+            self._row(layer, plans[best.name], plans[memory.name]) for layer in self.table.layers
+        ]
 
-    def _row(self, layer: Layer, choice: LayerChoice) -> LayerSummary:
+    def best(self, candidates: Sequence[CandidateSummary]) -> int:
+        """The baseline, unless another one within the limits beats it beyond the noise."""
+        objective = self.request.objective
+
+        def size(index: int) -> int:
+            found = candidates[index]
+            return found.weights_bytes if objective == "weights" else found.arena_bytes
+
+        def beats(index: int) -> bool:
+            if not candidates[index].meets:
+                return False
+            if not candidates[0].meets:
+                return True
+            if objective == "latency":
+                return self.pairs[index].verdict == "faster"
+            return size(index) < size(0)
+
+        def rank(index: int) -> tuple[float, float]:
+            return (0.0 if objective == "latency" else size(index), candidates[index].ratio)
+
+        return min((i for i in range(1, len(candidates)) if beats(i)), key=rank, default=0)
+
+    def best_memory(self, candidates: Sequence[CandidateSummary]) -> int:
+        """Least weights plus arena among those within the limits; the faster one on ties."""
+
+        def rank(index: int) -> tuple[bool, int, float]:
+            found = candidates[index]
+            return (not found.meets, found.weights_bytes + found.arena_bytes, found.ratio)
+
+        return min(range(len(candidates)), key=rank)
+
+    def check_limits(self, result: ExploreResult) -> None:
+        """Raise LimitError when not even the best candidate stays within the limits."""
+        if result.candidates[result.best].meets:
+            return
+        least = min(result.candidates, key=lambda c: c.weights_bytes + c.arena_bytes)
+        raise LimitError(
+            f"no plan meets {self._limits()}; the smallest one measured, {least.name}, has "
+            f"{least.weights_bytes} bytes of weights, {least.arena_bytes} of arena"
+            + ("" if least.accuracy_drop is None else f", drop {least.accuracy_drop:+.2f} points"),
+            hint=f"looser limits; `tvmx export {result.run} --pick INDEX` exports one anyway",
+        )
+
+    def _limits(self) -> str:
+        request = self.request
+        asked = [f"--max-accuracy-drop {request.max_accuracy_drop:g}"]
+        asked += [f"--max-weights {request.max_weights}"] if request.max_weights else []
+        asked += [f"--max-arena {request.max_arena}"] if request.max_arena else []
+        return ", ".join(asked)
+
+    def _row(self, layer: Layer, best: Plan, memory: Plan) -> LayerSummary:
         options = self.table.options(layer)
-        chosen = next(t for t in options if t.task.implementation == choice.implementation)
+        chosen, least = best.choice(layer.name), memory.choice(layer.name)
+        assert chosen is not None and least is not None, layer.name
         return LayerSummary(
             layer=layer.name,
             workload=layer.workload.describe(),
             baseline=options[0].task.implementation.label(),
             baseline_us=options[0].default_us,
-            best=chosen.task.implementation.label(),
-            best_us=_latency(chosen, choice),
+            best=chosen.implementation.label(),
+            best_us=_latency(options, chosen),
+            memory=least.implementation.label(),
+            memory_us=_latency(options, least),
         )
 
     def _summary(
-        self, built: BuiltPlan, m: Measurement, pair: Paired, inputs: dict[str, Any],
-        scorer: Scorer | None,
-    ) -> CandidateSummary:  # fmt: skip
+        self, built: BuiltPlan, m: Measurement, pair: Paired, job: NetworkJob
+    ) -> CandidateSummary:
         assert m.median_us is not None and m.spread_us is not None
-        found = scorer(self.runner, network_job(built, inputs)) if scorer else None
+        scorer, build = self.scorer, built.build
+        found = scorer(self.runner, network_job(built, dict(job.inputs))) if scorer else None
+        lost = drop(scorer.reference, found) if scorer and found else None
         return CandidateSummary(
             name=built.name, plan=built.plan.digest, latency_us=m.median_us,
             spread_us=m.spread_us, ratio=pair.ratio,
-            weights_bytes=built.build.weights_bytes, arena_bytes=built.build.arena_bytes,
-            scratch_bytes=built.build.scratch_bytes, library_bytes=built.build.bytes,
-            accuracy=found.percent if found else None,
-            accuracy_drop=drop(scorer.reference, found) if scorer and found else None,
+            weights_bytes=build.weights_bytes, arena_bytes=build.arena_bytes,
+            scratch_bytes=build.scratch_bytes, library_bytes=build.bytes,
+            accuracy=found.percent if found else None, accuracy_drop=lost,
             accuracy_kind=found.kind if found else "", max_error=m.max_error,
+            checked_against=self.reference.name if built.plan.exact else SIMULATION,
+            meets=self._meets(lost, build.weights_bytes, build.arena_bytes),
+            layers=_kinds(built.plan),
         )  # fmt: skip
 
-    def _best(self, candidates: list[CandidateSummary], pairs: list[Paired]) -> int:
-        """The baseline, unless another one within the drop beats it beyond the noise."""
-        objective, limit = self.request.objective, self.request.max_accuracy_drop
-
-        def size(candidate: CandidateSummary) -> int:
-            weights = objective == "weights"
-            return candidate.weights_bytes if weights else candidate.arena_bytes
-
-        def beats(index: int) -> bool:
-            lost = candidates[index].accuracy_drop
-            if lost is not None and lost > limit:
-                return False
-            if objective == "latency":
-                return pairs[index].verdict == "faster"
-            return size(candidates[index]) < size(candidates[0])
-
-        def rank(index: int) -> tuple[float, float]:
-            candidate = candidates[index]
-            return (0.0 if objective == "latency" else size(candidate), candidate.ratio)
-
-        return min((i for i in range(1, len(candidates)) if beats(i)), key=rank, default=0)
+    def _meets(self, lost: float | None, weights: int, arena: int) -> bool:
+        request = self.request
+        return (
+            (lost is None or lost <= request.max_accuracy_drop)
+            and (request.max_weights is None or weights <= request.max_weights)
+            and (request.max_arena is None or arena <= request.max_arena)
+        )
 
 
-def _latency(tuned: Tuned, choice: LayerChoice) -> float | None:
+def _kinds(plan: Plan) -> dict[str, int]:
+    """How many layers have which precision and sparsity."""
+    labels = []
+    for choice in plan.choices:
+        how = choice.implementation
+        labels.append(how.precision + ("" if how.sparsity == DENSE else f" {how.sparsity}"))
+    return dict(sorted(Counter(labels).items()))
+
+
+def _latency(options: Sequence[Tuned], choice: LayerChoice) -> float | None:
     """What was measured for exactly this config."""
+    implementation = choice.implementation
+    tuned = next((t for t in options if t.task.implementation == implementation), None)
+    if tuned is None:
+        return None
     if choice.knobs == tuned.best:
         return tuned.best_us
     return tuned.default_us if choice.knobs == tuned.tuner.space.default else None

@@ -17,24 +17,39 @@ Array = npt.NDArray[Any]
 
 
 class Reference:
-    """Runs the model as imported: by ONNX Runtime where it is installed, else by TVM's default.
+    """Runs the model as imported, by somebody else's kernels.
 
-    Neither shares a kernel with tvmx. ``name`` says which one it is, for reports.
+    An exported program is run by torch, an ONNX file by ONNX Runtime where it is installed, else
+    by TVM's default pipeline. ``name`` says which one it is, for reports.
     """
+
+    name: str
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        onnx = model.frontend == "onnx" and importlib.util.find_spec("onnxruntime") is not None
-        self._run = self._onnxruntime() if onnx else self._tvm_default()
-        self.name = self._describe(onnx)
+        if model.frontend == "torch":
+            self._run = self._torch()
+        elif model.frontend == "onnx" and importlib.util.find_spec("onnxruntime") is not None:
+            self._run = self._onnxruntime()
+        else:
+            self._run = self._tvm_default()
 
     def __call__(self, inputs: dict[str, Array]) -> tuple[Array, ...]:
         """Outputs, in order, for one set of inputs by name."""
         return tuple(np.asarray(out) for out in self._run(inputs))
 
+    def _torch(self) -> Any:
+        import torch
+
+        from tvmx.frontends import torch_runner
+
+        self.name = f"torch {torch.__version__}"
+        return torch_runner(self._model.path, {i.name: i.shape for i in self._model.inputs})
+
     def _onnxruntime(self) -> Any:
         import onnxruntime as ort
 
+        self.name = f"onnxruntime {ort.__version__}"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # Its fusions change results in corner cases (a zero Pad before MaxPool, for one).
@@ -48,8 +63,9 @@ class Reference:
         return lambda inputs: session.run(None, inputs)
 
     def _tvm_default(self) -> Any:
-        from tvmx._tvm import relax, tvm
+        from tvmx._tvm import VERSION, relax, tvm
 
+        self.name = f"TVM {VERSION}, default pipeline"
         target = tvm.target.Target({"kind": "llvm"})
         machine = relax.VirtualMachine(relax.build(self._model.mod, target), tvm.cpu())
 
@@ -60,15 +76,6 @@ class Reference:
             return [tensor.numpy() for tensor in tensors]
 
         return run
-
-    def _describe(self, onnx: bool) -> str:
-        if onnx:
-            import onnxruntime as ort
-
-            return f"onnxruntime {ort.__version__}"
-        from tvmx._tvm import VERSION
-
-        return f"TVM {VERSION}, default pipeline"
 
 
 def golden_inputs(model: Model, seed: int) -> dict[str, Array]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tvmx.measure import DeviceAddress
 
 Objective = Literal["latency", "arena", "weights"]
+Calibration = Literal["percentile", "minmax"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class ExploreRequest:
     """One exploration. ``tracker`` None means: an own tracker and host server as children.
 
     ``budget_s`` seconds or ``trials`` kernel measurements bound the tuning; with neither, the
-    budget is 600 s. ``max_accuracy_drop`` is in percentage points.
+    budget is 600 s. ``max_accuracy_drop`` is in percentage points of ``metric``
+    (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
+    ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found.
     """
 
     model: Path
@@ -29,7 +32,11 @@ class ExploreRequest:
     data: Path | None = None
     budget_s: float | None = None
     trials: int | None = None
+    metric: str | None = None
+    calibration: Calibration = "percentile"
     max_accuracy_drop: float = 1.0
+    max_weights: int | None = None
+    max_arena: int | None = None
     objective: Objective = "latency"
     threads: int = 1
     schedules: tuple[Path, ...] = ()
@@ -41,8 +48,10 @@ class CandidateSummary(BaseModel):
     """One whole network that was built, verified and measured end to end.
 
     ``accuracy`` is in percent of the held-out half (None without data); ``accuracy_kind`` is
-    ``top-1`` with labels, ``agreement`` without. ``ratio`` is the median over rounds of
-    (this / baseline) latency, paired within a round. Sizes are bytes.
+    ``top-1`` with labels, ``agreement`` without, or the user's metric. ``ratio`` is the median
+    over rounds of (this / baseline) latency, paired within a round. Sizes are bytes. ``meets``
+    tells whether the accuracy drop and the memory stay within what was asked; ``layers`` counts
+    the layers by precision and sparsity; ``max_error`` is against ``checked_against``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,10 +69,16 @@ class CandidateSummary(BaseModel):
     accuracy_drop: float | None = None
     accuracy_kind: str = ""
     max_error: float | None = None
+    checked_against: str = ""
+    meets: bool = True
+    layers: dict[str, int] = Field(default_factory=dict)
 
 
 class LayerSummary(BaseModel):
-    """One row of the per-layer table: implementations and tuned latencies in us."""
+    """One row of the per-layer table: implementations and tuned latencies in us.
+
+    ``memory`` is the implementation in the candidate of least memory.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,13 +88,16 @@ class LayerSummary(BaseModel):
     baseline_us: float | None
     best: str
     best_us: float | None
+    memory: str = ""
+    memory_us: float | None = None
 
 
 class ExploreResult(BaseModel):
     """The outcome; also written to ``result.json`` of the run.
 
-    ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner (possibly the
-    same). ``device`` says where it was measured; ``notes`` is what a reader must know.
+    ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner for the objective
+    and ``candidates[best_memory]`` the one of least weights plus arena among those that meet
+    accuracy and memory limits (all possibly the same). ``device`` says where it was measured; ``notes`` is what a reader must know.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -93,6 +111,7 @@ class ExploreResult(BaseModel):
     candidates: list[CandidateSummary]
     baseline: int
     best: int
+    best_memory: int = 0
     layers: list[LayerSummary]
     measurements: int
     failures: int
@@ -119,7 +138,11 @@ class BundleSummary(BaseModel):
 
 
 class DryRun(BaseModel):
-    """What explore would do: layers, implementations, space sizes; nothing is measured."""
+    """What explore would do: layers, implementations, space sizes; nothing is measured.
+
+    ``conversions`` is the most there are to cost: those that only implementations need which
+    their default configs rule out are not.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -2,80 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmx.explore._table import ConversionKey, TunedTable
 from tvmx.explore._walk import GraphBorderWalk, estimate_arena
-from tvmx.search import DeployEnv, QLearning, TopCandidates, solve_exact
+from tvmx.search import (
+    Budgets,
+    DeployEnv,
+    QLearning,
+    TopCandidates,
+    pick_memory,
+    plan_us,
+    settle,
+    solve_exact,
+)
 
 if TYPE_CHECKING:
+    from tvmx.explore._compress import Compression
     from tvmx.explore._context import Context
-    from tvmx.explore._request import Objective
+    from tvmx.explore._request import ExploreRequest
+    from tvmx.ir import NetworkGraph
 
-KEPT = 3
-"""How many of the agent's plans are built whole."""
+KEPT = 5
+"""How many plans besides the baseline are built whole, at the most."""
+_FROM_AGENT = 2
 _EPISODES_PER_LAYER = 40
 _MAX_EPISODES = 2000
+_TRIES = 5
+_TIGHTEN = 0.7  # of the accuracy budget that just turned out too loose
+
+Assignment = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the agent found: assignments best first, and what the table promises for them."""
+    """Assignments worth building, best first, and what the table promises for them."""
 
-    assignments: list[tuple[int, ...]]
-    baseline_us: float
-    best_us: float
-    exact_us: float
-    episodes: int
+    assignments: list[Assignment]
+    notes: list[str]
 
-    def describe(self) -> str:
-        """One line for the result's notes."""
-        return (
-            f"cost table: baseline templates tuned {self.baseline_us:.0f} us, agent's best after "
-            f"{self.episodes} episodes {self.best_us:.0f} us, exact optimum {self.exact_us:.0f} us"
-        )
+    def describe(self) -> list[str]:
+        """Lines for the result's notes."""
+        return self.notes
 
 
 def search(
     context: Context, table: TunedTable, costs: Mapping[ConversionKey, float],
-    objective: Objective, seed: int,
+    request: ExploreRequest, compression: Compression | None, weights_elsewhere: int,
+    baseline_arena: int,
 ) -> Found:  # fmt: skip
-    """Train the agent on the table.
+    """Train the agent on the table under the limits; add the exact optimum and the smallest plan.
 
-    The exact optimum (for latency) and the tuned baseline are always among the results.
+    ``weights_elsewhere`` are the library's bytes of constants outside the layers,
+    ``baseline_arena`` the planned arena of the baseline, which scales the estimates. Where the
+    visible half shows that a plan's layers together lose more than each alone promised, the
+    accuracy budget is tightened and the search repeated. The tuned baseline's templates are
+    always among the results.
     """
-    graph = context.network.graph
-    covered = [layer.index for layer in table.layers]
+    sizes = (weights_elsewhere, baseline_arena)
+    return _Search(context, table, costs, request, compression, sizes).run()
 
-    def arena(assignment: Sequence[int]) -> int:
-        pairs = zip(table.layers, assignment, strict=True)
-        return estimate_arena(
-            graph, {la.index: table.options(la)[i].task.implementation for la, i in pairs}
+
+class _Search:
+    def __init__(
+        self, context: Context, table: TunedTable, costs: Mapping[ConversionKey, float],
+        request: ExploreRequest, compression: Compression | None, sizes: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self._graph: NetworkGraph = context.network.graph
+        self._table, self._request, self._compression = table, request, compression
+        self._covered = [layer.index for layer in table.layers]
+        self._costs = costs
+        self._elsewhere, built = sizes
+        estimated = estimate_arena(self._graph, table.chosen(table.table.baseline))
+        self._arena_scale = built / max(1, estimated)
+        self._limit = request.max_accuracy_drop
+        self._joint: dict[Assignment, float] = {}
+        self._notes: list[str] = []
+
+    def run(self) -> Found:
+        request = self._request
+        found = [*self._agent(), self._within(self._exact)]
+        if self._compression is not None:
+            found.append(self._within(self._smallest))
+        found.append(tuple(self._table.table.baseline))
+        distinct = [a for a in dict.fromkeys(found) if a is not None]
+        if request.objective == "latency" and request.max_arena is None:
+            distinct.sort(key=self._latency)
+        return Found(distinct[: KEPT + 1], self._notes)
+
+    def _agent(self) -> list[Assignment | None]:
+        """The agent's best plans; those that lose too much together are left out."""
+        env = DeployEnv(
+            self._table.table, self._walk(), objective=self._request.objective,
+            arena_bytes=self._arena, budgets=self._budgets(self._limit),
+        )  # fmt: skip
+        episodes = min(_MAX_EPISODES, 200 + _EPISODES_PER_LAYER * len(self._covered))
+        top = TopCandidates(_FROM_AGENT)
+        QLearning().train(env, episodes, self._request.seed, on_episode=top)
+        plans = [self._settled(c.actions) for c in top.best()]
+        exact = self._exact(self._limit)
+        self._notes.append(
+            f"cost table: baseline templates tuned {env.baseline_us:.0f} us, agent's best after "
+            f"{episodes} episodes "
+            + (f"{self._latency(plans[0]):.0f} us" if plans else "none within the limits")
+            + f", exact optimum {self._latency(exact):.0f} us"
+        )
+        return [plan for plan in plans if self._lossless(plan)]
+
+    def _within(self, solve: Callable[[float], Assignment]) -> Assignment | None:
+        """The plan of ``solve`` at the loosest accuracy budget that keeps the limit jointly."""
+        limit = self._limit
+        for _ in range(_TRIES):
+            plan = solve(limit)
+            if self._lossless(plan):
+                if limit < self._limit:
+                    self._notes.append(
+                        f"layers lose more together than alone: searched within {limit:.2f} "
+                        f"instead of {self._limit:g} points for a plan of "
+                        f"{self._joint[plan]:+.2f} on the visible half"
+                    )
+                return plan
+            limit *= _TIGHTEN * min(1.0, self._limit / max(self._joint[plan], 1e-9))
+        return None
+
+    def _lossless(self, plan: Assignment) -> bool:
+        """Whether the simulated plan stays within the drop on the data choices may see."""
+        if self._compression is None:
+            return True
+        chosen = self._table.chosen(plan)
+        if all(implementation.exact for implementation in chosen.values()):
+            self._joint[plan] = 0.0
+        if plan not in self._joint:
+            self._joint[plan] = self._compression.joint(chosen)
+        return self._joint[plan] <= self._limit
+
+    def _exact(self, limit: float) -> Assignment:
+        if self._request.objective == "weights":
+            return self._settled(self._smallest(limit))
+        found = solve_exact(self._table.table, self._walk(), self._budgets(limit))
+        return self._settled(found.actions)
+
+    def _smallest(self, limit: float) -> Assignment:
+        return pick_memory(self._table.table, self._walk(), self._budgets(limit)).actions
+
+    def _settled(self, plan: Assignment) -> Assignment:
+        """Layers that int8 or sparsity does not make faster stay as they were."""
+        return settle(
+            self._table.table, self._walk(), plan, self._budgets(self._limit),
+            objective=self._request.objective, arena_bytes=self._arena,
+        )  # fmt: skip
+
+    def _budgets(self, limit: float) -> Budgets:
+        request = self._request
+        weights = request.max_weights
+        return Budgets(
+            max_accuracy_drop=None if self._compression is None else limit,
+            max_weights_bytes=None if weights is None else max(0, weights - self._elsewhere),
+            max_arena_bytes=request.max_arena,
         )
 
-    env = DeployEnv(
-        table.table, GraphBorderWalk(graph, covered, costs), objective=objective,
-        arena_bytes=arena if objective == "arena" else None,
-    )  # fmt: skip
-    top = TopCandidates(KEPT)
-    episodes = min(_MAX_EPISODES, 200 + _EPISODES_PER_LAYER * len(covered))
-    QLearning().train(env, episodes, seed, on_episode=top)
-    assignments = [c.actions for c in top.best()]
-    best_us = _latency(env, assignments[0])
-    exact = solve_exact(table.table, GraphBorderWalk(graph, covered, costs))
-    if objective == "latency" and exact.actions not in assignments:
-        assignments[-1] = exact.actions
-    baseline = tuple(table.table.baseline)
-    if baseline not in assignments:
-        assignments.append(baseline)
-    return Found(assignments, env.baseline_us, best_us, exact.latency_us, episodes)
+    def _arena(self, assignment: Sequence[int]) -> int:
+        return int(self._arena_scale * estimate_arena(self._graph, self._table.chosen(assignment)))
 
+    def _latency(self, assignment: Sequence[int]) -> float:
+        """What the table promises, in us."""
+        return plan_us(self._table.table, self._walk(), tuple(assignment))
 
-def _latency(env: DeployEnv, assignment: Sequence[int]) -> float:
-    env.reset()
-    info: dict[str, float] = {}
-    for action in assignment:
-        _, _, _, _, info = env.step(action)
-    return float(info["latency_us"])
+    def _walk(self) -> GraphBorderWalk:
+        return GraphBorderWalk(self._graph, self._covered, self._costs)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmx.errors import MeasureError
+from tvmx.explore._evaluate import Task
 from tvmx.explore._tuning import Tuned
-from tvmx.ir import Config, CostTable, Layer, LayerChoice, LayerCosts, Plan, transition_key
+from tvmx.ir import (
+    Activation,
+    CostTable,
+    Implementation,
+    Layer,
+    LayerChoice,
+    LayerCosts,
+    Plan,
+    transition_key,
+)
 from tvmx.passes import choose, versions
 
 if TYPE_CHECKING:
@@ -16,18 +26,23 @@ if TYPE_CHECKING:
 ConversionKey = tuple[tuple[int, ...], str, str]
 
 
+def no_drop(layer: Layer, implementation: Implementation) -> float:
+    """Where only exact implementations are legal, none loses accuracy."""
+    return 0.0
+
+
 class TunedTable:
     """The cost table of a network, with the config behind every figure."""
 
     def __init__(
         self, context: Context, tuned: Sequence[Tuned], transitions: Mapping[ConversionKey, float],
-        sizes: Mapping[tuple[str, str], int],
+        sizes: Mapping[Task, int], options: Mapping[int, Sequence[Implementation]],
+        drops: Callable[[Layer, Implementation], float] = no_drop,
     ) -> None:  # fmt: skip
         self._context = context
         self.layers: list[Layer] = context.covered
-        self._by_workload: dict[str, list[Tuned]] = {}
-        for t in tuned:
-            self._by_workload.setdefault(t.task.workload.digest, []).append(t)
+        self._options, self._drops = options, drops
+        self._tuned = {(t.task.workload.digest, t.task.implementation): t for t in tuned}
         self.table = CostTable(
             layers=tuple(self._costs(layer, sizes) for layer in self.layers),
             transitions={transition_key(*key): us for key, us in transitions.items()},
@@ -36,25 +51,36 @@ class TunedTable:
 
     def options(self, layer: Layer) -> list[Tuned]:
         """The implementations of a layer, in the table's order."""
-        return self._by_workload[layer.workload.digest]
+        digest = layer.workload.digest
+        return [self._tuned[digest, implementation] for implementation in self._options[layer.index]]
 
-    def plan(self, assignment: Sequence[int], seed: int, note: str) -> Plan:
-        """The plan of an assignment, every layer at the best config found."""
+    def chosen(self, assignment: Sequence[int]) -> dict[int, Implementation]:
+        """Layer index -> implementation of an assignment."""
         pairs = zip(self.layers, assignment, strict=True)
-        return self._plan(
-            [self._choice(la, self.options(la)[i], None) for la, i in pairs], seed, note
-        )
+        return {la.index: self._options[la.index][i] for la, i in pairs}
 
-    def _plan(self, choices: list[LayerChoice], seed: int, note: str) -> Plan:
+    def plan(
+        self, assignment: Sequence[int], seed: int, note: str,
+        activations: tuple[Activation, ...] = (),
+    ) -> Plan:  # fmt: skip
+        """The plan of an assignment, every layer at the best config found.
+
+        ``activations`` are kept where a layer is int8.
+        """
+        pairs = zip(self.layers, assignment, strict=True)
+        tuned = [(la, self.options(la)[i]) for la, i in pairs]
+        int8 = any(t.task.implementation.precision == "int8" for _, t in tuned)
         return Plan(
             model=self._context.model.digest, target=self._context.target.name,
-            choices=tuple(choices), seed=seed, versions=versions(), note=note,
+            choices=tuple(self._choice(la, t) for la, t in tuned),
+            activations=activations if int8 else (), seed=seed, versions=versions(), note=note,
         )  # fmt: skip
 
-    def _choice(self, layer: Layer, tuned: Tuned, config: Config | None) -> LayerChoice:
-        return choose(tuned.task.entry, layer, self._context.target, config or tuned.best)
+    def _choice(self, layer: Layer, tuned: Tuned) -> LayerChoice:
+        target = self._context.target
+        return choose(tuned.task.entry, layer, target, tuned.best, tuned.task.implementation)
 
-    def _costs(self, layer: Layer, sizes: Mapping[tuple[str, str], int]) -> LayerCosts:
+    def _costs(self, layer: Layer, sizes: Mapping[Task, int]) -> LayerCosts:
         options = self.options(layer)
         if options[0].best_us is None:
             raise MeasureError(
@@ -68,6 +94,7 @@ class TunedTable:
             workload=digest,
             implementations=tuple(t.task.implementation for t in options),
             latency_us=tuple(t.best_us for t in options),
-            weights_bytes=tuple(sizes[digest, t.task.entry.name] for t in options),
+            weights_bytes=tuple(sizes[t.task] for t in options),
+            accuracy_drop=tuple(self._drops(layer, t.task.implementation) for t in options),
             baseline=0,
         )

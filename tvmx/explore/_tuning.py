@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 from tvmx.explore._budget import Budget
@@ -85,7 +85,7 @@ class KernelTuning:
 
     def __post_init__(self) -> None:
         self.tuned = [
-            Tuned(t, KnobTuner(t.entry.template.space(t.workload, self.target), t.workload,
+            Tuned(t, KnobTuner(t.entry.template.space(t.variant, self.target), t.variant,
                                t.entry.name, self.target, seed=self.seed))
             for t in self.tasks
         ]  # fmt: skip
@@ -93,9 +93,19 @@ class KernelTuning:
         self._started = 0
         self._allocator = BudgetAllocator()
 
-    def run(self) -> None:
-        """Measure all defaults, then tune until the budget is used up or nothing is left."""
-        self._defaults()
+    def defaults(self) -> None:
+        """Measure the default config of every task, the baseline's first.
+
+        Those are measured whatever the budget, the others while it lasts.
+        """
+        firsts = self._firsts()
+        self._measure_defaults([t for t in self.tuned if t in firsts], bounded=False)
+        self._measure_defaults([t for t in self.tuned if t not in firsts], bounded=True)
+
+    def run(self, tasks: Container[Task]) -> None:
+        """Tune the knobs of ``tasks`` until the budget is used up or nothing is left."""
+        for tuned in self.tuned:
+            tuned.idle = tuned.task not in tasks
         self._pipeline(self._next_batch)
 
     def retime(self) -> None:
@@ -104,7 +114,8 @@ class KernelTuning:
         A config that does not beat the default beyond the spread gives way to it.
         """
         for tuned in self.tuned:
-            rivals = [t.best_us for t in self._of(tuned.task.workload.digest) if t.best_us]
+            variant = tuned.task.variant
+            rivals = [t.best_us for t in self.tuned if t.best_us and t.task.variant == variant]
             if tuned.best_us is None or tuned.best_us > _RETIMED_WITHIN * min(rivals):
                 continue
             default = tuned.tuner.space.default
@@ -122,11 +133,10 @@ class KernelTuning:
 
     def default_estimate_us(self) -> float | None:
         """The same for the baseline: each workload's first template at its default."""
-        firsts = {t.task.workload.digest: t for t in reversed(self.tuned)}
-        values = [t.default_us for t in firsts.values()]
-        if any(v is None for v in values):
+        firsts = self._firsts()
+        if any(t.default_us is None for t in firsts):
             return None
-        return sum((t.default_us or 0.0) * self.uses[d] for d, t in firsts.items())
+        return sum((t.default_us or 0.0) * self.uses[t.task.workload.digest] for t in firsts)
 
     def _sum(self, value: Callable[[Tuned], float | None]) -> float | None:
         total = 0.0
@@ -140,12 +150,18 @@ class KernelTuning:
     def _of(self, digest: str) -> list[Tuned]:
         return [t for t in self.tuned if t.task.workload.digest == digest]
 
-    def _defaults(self) -> None:
-        queue = deque(self.tuned)
+    def _firsts(self) -> list[Tuned]:
+        """The baseline's tasks: without their figures there is no exploration."""
+        return list({t.task.workload.digest: t for t in reversed(self.tuned)}.values())
+
+    def _measure_defaults(self, tasks: Sequence[Tuned], *, bounded: bool) -> None:
+        queue = deque(tasks)
 
         def batch() -> list[tuple[Tuned, Config]]:
-            # Always measured, whatever the budget: without them there is no baseline.
-            chosen = [queue.popleft() for _ in range(min(_BATCH, len(queue)))]
+            if bounded and self.budget.tuning_over(self._started):
+                return []
+            room = self.budget.room(self._started, _BATCH) if bounded else _BATCH
+            chosen = [queue.popleft() for _ in range(min(room, len(queue)))]
             return [(t, config) for t in chosen for config in t.tuner.propose(1)]
 
         self._pipeline(batch)

@@ -14,7 +14,10 @@ from tvmx.ir import (
     NetworkGraph,
     Node,
     WalkState,
+    is_int8,
+    layout_of,
     plain_or_blocked,
+    stored_as,
     value_bytes,
 )
 
@@ -99,15 +102,15 @@ def possible_conversions(
     """One conversion per distinct (shape, source, destination) that some plan may need.
 
     ``options`` maps layer index to the implementations it may get; layers that are missing
-    run in the plain layout. The layouts each value may be made in are propagated through the
+    run in the plain layout. The formats each value may be made in are propagated through the
     network by the rules of :class:`tvmx.ir.LayoutWalk`.
     """
     made: dict[int, set[str]] = {v: {PLAIN} for v in graph.inputs}
     wanted: dict[int, set[str]] = {v: {PLAIN} for v in graph.outputs}
     for node in graph.nodes:
         reads, writes = _possible(graph, node, [made[v] for v in node.inputs], options)
-        for value, layouts in zip(node.inputs, reads, strict=True):
-            wanted.setdefault(value, set()).update(layouts)
+        for value, forms in zip(node.inputs, reads, strict=True):
+            wanted.setdefault(value, set()).update(forms)
         made[node.output] = writes
     found: dict[ConversionKey, Conversion] = {}
     for value in sorted(wanted):
@@ -122,19 +125,31 @@ def _possible(
     graph: NetworkGraph, node: Node, homes: list[set[str]],
     options: Mapping[int, Sequence[Implementation]],
 ) -> tuple[list[set[str]], set[str]]:  # fmt: skip
-    """The layouts a node may read each input in, and may write."""
+    """The formats a node may read each input in, and may write."""
     chosen = options.get(node.layer, ()) if node.layer is not None else ()
     if chosen:
-        writes = {plain_or_blocked(i.layout) for i in chosen}
-        first = {plain_or_blocked(i.data_layout) for i in chosen}
+        writes = {plain_or_blocked(i.writes) for i in chosen}
+        first = {plain_or_blocked(i.reads) for i in chosen}
         return [first, *[writes] * (len(homes) - 1)], writes
+    types = ["float32"] if any(not _all_int8(h) for h in homes) or not homes else []
+    if node.int8 and homes and all(any(map(is_int8, h)) for h in homes):
+        types.append("int8")
+
+    def typed(layouts: set[str]) -> set[str]:
+        return {stored_as(layout, dtype) for layout in layouts for dtype in types or ["float32"]}
+
     four_d = all(len(graph.shapes[v]) == 4 for v in node.inputs)
+    layouts = {layout_of(form) for home in homes for form in home}
     if node.kind in ("follow", "concat") and four_d:
-        either = set().union(*homes) | ({PLAIN} if node.kind == "concat" else set())
+        either = typed(layouts | ({PLAIN} if node.kind == "concat" else set()))
         return [either] * len(homes), either
     if node.kind == "flatten":
-        return [homes[0] | {PLAIN}], {PLAIN}
-    return [{PLAIN}] * len(homes), {PLAIN}
+        return [typed(layouts | {PLAIN})], typed({PLAIN})
+    return [typed({PLAIN})] * len(homes), typed({PLAIN})
+
+
+def _all_int8(forms: set[str]) -> bool:
+    return all(map(is_int8, forms))
 
 
 def estimate_arena(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tvmx.templates import Registry
 
 Array = npt.NDArray[Any]
+_INT8_RTOL = 0.03
+SIMULATION = "tvmx's simulation of the plan (NumPy, PyTorch)"
+"""What int8 and sparse plans are checked against: the float reference computes something else."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,20 @@ def build_plan(
 
 
 def network_job(
-    built: BuiltPlan, inputs: dict[str, Array], expected: tuple[Array, ...] | None = None
-) -> NetworkJob:
+    built: BuiltPlan, inputs: dict[str, Array], expected: tuple[Array, ...] | None = None,
+    rtol: float = 1e-3,
+) -> NetworkJob:  # fmt: skip
     """The measurable candidate of a built plan."""
-    return NetworkJob(library=built.build.path, inputs=inputs, expected=expected, label=built.name)
+    return NetworkJob(
+        library=built.build.path, inputs=inputs, expected=expected, label=built.name, rtol=rtol
+    )
+
+
+def rtol_of(plan: Plan) -> float:
+    """How far a plan's outputs may be from its reference, relative to their range.
+
+    int8 layers are exact, but float ones before them differ in the last bits, and now and then
+    a value is rounded to the neighbouring step.
+    """
+    int8 = any(c.implementation.precision == "int8" for c in plan.choices)
+    return _INT8_RTOL if int8 else 1e-3

@@ -20,7 +20,12 @@ _IDENTITY = {
     "seed": "seed",
     "objective": "objective",
     "data": "data digest",
+    "metric": "metric",
+    "metric_digest": "metric's source",
+    "calibration": "calibration",
     "max_accuracy_drop": "max accuracy drop",
+    "max_weights": "max weights",
+    "max_arena": "max arena",
     "schedules": "schedule templates",
 }
 
@@ -30,7 +35,8 @@ class RunSettings(BaseModel):
 
     ``model`` and ``data`` are digests (``data`` None without ``--data``), the paths beside
     them are for people. ``target_digest`` is the digest of the target's content.
-    ``max_accuracy_drop`` is in percentage points. ``schedules`` maps the names of templates
+    ``max_accuracy_drop`` is in percentage points of ``metric`` (None: top-1 or agreement),
+    ``max_weights`` and ``max_arena`` are in bytes. ``schedules`` maps the names of templates
     of the user's to their fingerprints, ``schedule_paths`` says where they were loaded from;
     ``shapes`` are the input shapes given (part of the model digest). ``budget_s`` and
     ``trials`` bound the search and may change when a run is resumed, as may the paths;
@@ -51,7 +57,12 @@ class RunSettings(BaseModel):
     objective: Literal["latency", "arena", "weights"] = "latency"
     data: str | None = None
     data_path: str = ""
+    metric: str | None = None
+    metric_digest: str = ""
+    calibration: Literal["percentile", "minmax"] = "percentile"
     max_accuracy_drop: float | None = None
+    max_weights: int | None = None
+    max_arena: int | None = None
     schedules: dict[str, str] = Field(default_factory=dict)
     schedule_paths: tuple[str, ...] = ()
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)

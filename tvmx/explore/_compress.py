@@ -1,0 +1,126 @@
+"""What a run must know before it may change a layer's numbers: ranges and sensitivities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tvmx.accuracy import Dataset, Metric, calibrate, joint_drop, sensitivities, sensitivity_key
+from tvmx.errors import StoreError
+from tvmx.explore._request import Calibration
+from tvmx.ir import Activation, Implementation, Layer, TensorSpec
+from tvmx.numerics import QuantParams
+from tvmx.passes import Simulator, activations_of
+from tvmx.store import Run, write_atomic
+from tvmx.targets import load_target
+
+if TYPE_CHECKING:
+    from tvmx.explore._context import Context
+
+_FILE = "sensitivity.json"
+_FEWEST = 8  # samples, however short the time: whole plans are checked on all of them
+
+
+@dataclass
+class Compression:
+    """Calibrated ranges and per-layer accuracy drops, measured by simulation on the host.
+
+    Uses the calibration samples and the visible half; the held-out half is never looked at.
+    """
+
+    context: Context
+    data: Dataset
+    metric: Metric
+    simulator: Simulator
+    params: dict[int, QuantParams]
+    drops: dict[str, float]
+
+    @classmethod
+    def prepare(
+        cls, context: Context, data: Dataset, metric: Metric, calibration: Calibration
+    ) -> Compression:
+        """Calibrate; sensitivities come with :meth:`measure`."""
+        simulator = Simulator(context.network, load_target("host"))
+        params = calibrate(simulator, data.calibration, _specs(context), calibration)
+        return cls(context, data, metric, simulator, params, {})
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """The ranges as plans record them."""
+        return activations_of(self.params)
+
+    def measure(
+        self, options: Mapping[int, Sequence[Implementation]], run: Run, budget_s: float
+    ) -> int:
+        """Sensitivity of every layer to every precision and sparsity, cached in the run.
+
+        Returns the number of samples simulated, 0 where the run knew all figures.
+        """
+        path = run.work / _FILE
+        kept = _Kept.load(path) if path.is_file() else _Kept()
+
+        def keep(key: str, drop: float) -> None:
+            kept.points[key] = drop
+            write_atomic(path, kept.model_dump_json(indent=1) + "\n")
+
+        def used(samples: int) -> None:
+            kept.samples = samples
+
+        # A resumed table is completed on as many samples as it was begun with.
+        most = kept.samples or None
+        found = sensitivities(
+            self.simulator, self.data.visible, _specs(self.context), self.metric, self.params,
+            options, budget_s=budget_s, fewest_samples=most or _FEWEST, most_samples=most,
+            known=dict(kept.points), on_result=keep, on_samples=used,
+        )  # fmt: skip
+        self.drops = found.points
+        return found.samples
+
+    def drop(self, layer: Layer, implementation: Implementation) -> float:
+        """Expected loss in points when only this layer takes this implementation."""
+        if implementation.exact:
+            return 0.0
+        return self.drops[sensitivity_key(layer.name, implementation)]
+
+    def allowed(
+        self, options: Mapping[int, Sequence[Implementation]], limit: float
+    ) -> dict[int, list[Implementation]]:
+        """The options without those that alone lose more than ``limit`` points."""
+        layers = {layer.index: layer for layer in self.context.covered}
+        return {
+            index: [i for i in legal if self.drop(layers[index], i) <= limit]
+            for index, legal in options.items()
+        }
+
+    def joint(self, chosen: Mapping[int, Implementation]) -> float:
+        """Drop in points of a whole choice on the visible half, simulated exactly."""
+        return joint_drop(
+            self.simulator, self.data.visible, _specs(self.context), self.metric, self.params,
+            chosen,
+        )  # fmt: skip
+
+
+def _specs(context: Context) -> dict[str, TensorSpec]:
+    return {spec.name: spec for spec in context.model.inputs}
+
+
+class _Kept(BaseModel):
+    """Figures so far, and on how many samples they were simulated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    samples: int = Field(default=0, ge=0)
+    points: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> _Kept:
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise StoreError(
+                f"{path} is damaged", hint="delete it, or explore again with --fresh"
+            ) from err
