@@ -64,6 +64,7 @@ TASK_UNITS = 0.15
 X86_SUMS = 10
 """Sums that hide the latency of dot products on two ports."""
 EASY_SUMS = 20
+"""Sums that leave registers for the constants of the requantisation (x86)."""
 
 
 class Conv2dInt8(ScheduleTemplate):
@@ -108,7 +109,7 @@ class Conv2dInt8(ScheduleTemplate):
             },
             default=_default(workload, g, target, tiles[0]),
             constraint=lambda c: (
-                _fits(target, c["oc_tile"], c["oh_tile"] * c["ow_tile"], g.form)
+                _fits(target, c["oc_tile"], c["oh_tile"] * c["ow_tile"], g)
                 and c["chunk"] <= g.units(c["oh_tile"], c["ow_tile"])
                 and (c["pad"] != "task" or c["order"] == "row")
             ),
@@ -121,20 +122,27 @@ class Conv2dInt8(ScheduleTemplate):
 
         def pack(layer: LayerConstants) -> tuple[Constant, ...]:
             correction = g.form.weight_correction(layer.weight)
-            return (
-                pack_dot_weight(layer.weight, g.form, in_block),
-                *epilogue_constants(layer, workload.epilogue, g.form.lanes, weight_correction=correction),
-            )  # fmt: skip
+            constants = epilogue_constants(
+                layer, workload.epilogue, g.form.lanes, weight_correction=correction
+            )
+            return (pack_dot_weight(layer.weight, g.form, in_block), *constants)
 
-        return Kernel(func=_Emitter(workload, g, config, target).function(), pack=pack)
+        return Kernel(func=_Emitter(workload, g, config).function(), pack=pack)
 
 
-def _fits(target: Target, oc_tile: int, pixels: int, form: DotForm) -> bool:
-    """Whether a tile's sums leave registers for its operands."""
-    sums = oc_tile * pixels * form.parts
+def _fits(target: Target, oc_tile: int, pixels: int, g: Int8Geometry) -> bool:
+    """Whether a tile's sums leave registers for its operands.
+
+    Arm: half of the registers as for float tiles; less where two words of every pixel are loaded
+    one by one, because LLVM then holds all of them and the halves of the weights.
+    """
+    sums = oc_tile * pixels * g.form.parts
     if is_x86(target):
         return sums + oc_tile + 2 <= target.vector_registers
-    return sums <= target.vector_registers // 2
+    single_words = g.form.pairs and not g.by_lane
+    return sums <= (
+        3 * target.vector_registers // 8 if single_words else target.vector_registers // 2
+    )
 
 
 def _ranked_tiles(w: Conv2dWorkload, g: Int8Geometry, target: Target) -> list[tuple[int, int, int]]:
@@ -155,7 +163,7 @@ def _ranked_tiles(w: Conv2dWorkload, g: Int8Geometry, target: Target) -> list[tu
             (oc, h, p)
             for p in range(1, min(g.out_width, target.vector_registers) + 1)
             for h in range(1, min(g.out_height, 1 if g.is_flat else 4) + 1)
-            if _fits(target, oc, h * p, g.form) and (h == 1 or p == g.out_width)
+            if _fits(target, oc, h * p, g) and (h == 1 or p == g.out_width)
         ]
         best += sorted(fitting, key=lambda t: (cycles(t), t))[:5]
     return sorted(best, key=lambda t: (cycles(t), t))
@@ -168,7 +176,6 @@ def _tile_cycles(
     sums = oc * pixels
     if is_x86(target):
         step = max(sums / 2, (oc + pixels) / 2, X86_SUMS / 2) + 0.5
-        # Large tiles leave no registers for the constants of the requantisation.
         end = (8.0 if residual else 5.0) * (1.0 if sums <= EASY_SUMS else 1.4)
         return depth * step + end * sums + 20
     step = max(sums * form.parts, 8) + oc + pixels / 2 + 4 * max(0, oc - 2) + 1
@@ -214,7 +221,7 @@ def _chunk(
 class _Emitter:
     """Writes the kernel statement by statement."""
 
-    def __init__(self, w: Conv2dWorkload, g: Int8Geometry, config: Config, target: Target) -> None:
+    def __init__(self, w: Conv2dWorkload, g: Int8Geometry, config: Config) -> None:
         self.w, self.g, self.form, self.v = w, g, g.form, g.form.lanes
         self.oc, self.oh, self.ow = (config.int(k) for k in ("oc_tile", "oh_tile", "ow_tile"))
         self.by_row, self.pad = config["order"] == "row", config["pad"]
@@ -227,7 +234,6 @@ class _Emitter:
         self.rows = min(self.tile_rows * self.oh, g.out_height)
         self.columns = min(self.tile_columns * self.ow, g.out_width)
         self.tasks = ceil_div(g.units(self.oh, self.ow), chunk)
-        self.lane_loads = not is_x86(target) and g.block_words == 1 and g.image_step[1] == 1
 
     def function(self) -> Any:
         w, g = self.w, self.g
@@ -395,20 +401,26 @@ class _Emitter:
         step = self.g.image_step
         for i in range(self.oh):
             row = i * step[0] * words.row
-            j = 0
-            while j < self.ow:
+            if self.g.by_lane and self.ow >= 4:
+                yield from self._by_lane(words, starts, i, row)
+                continue
+            for j in range(self.ow):
                 at = row + j * step[1] * words.column
-                if self.lane_loads and self.ow - j >= 4:
-                    four = [builder.Bind(words.load(s + at, 4)) for s in starts]
-                    for lane in range(4):
-                        yield i * self.ow + j + lane, [spread_lane(x, lane, self.v) for x in four]
-                    j += 4
-                else:
-                    yield (
-                        i * self.ow + j,
-                        [builder.Bind(spread(words.load(s + at), self.v)) for s in starts],
-                    )
-                    j += 1
+                spreads = [builder.Bind(spread(words.load(s + at), self.v)) for s in starts]
+                yield i * self.ow + j, spreads
+
+    def _by_lane(
+        self, words: Words, starts: list[Any], i: int, row: int
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """One row of :meth:`_pixel_words` by loads of four neighbours, the last moved back."""
+        done = 0
+        while done < self.ow:
+            first = min(done, self.ow - 4)
+            four = [builder.Bind(words.load(s + (row + first), 4)) for s in starts]
+            for lane in range(done - first, 4):
+                spreads = [spread_lane(vector, lane, self.v) for vector in four]
+                yield i * self.ow + first + lane, spreads
+            done = first + 4
 
     def _write(self, sums: Any, n: Any, c: Any, y: Any, x: Any) -> None:
         """Emit the requantisation of the tile's sums and their stores, 16 bytes at once."""
@@ -425,9 +437,12 @@ class _Emitter:
                     totals = [self._total(sums, pixel + k) for k in range(count)]
                     lanes = count * v
                     result = requantised_int32(
-                        concat(totals, v) + repeat(bias, v, count), repeat(multiplier, v, count), self.params,
-                        self._residual(at, lanes), lanes,
-                    )  # fmt: skip
+                        concat(totals, v) + repeat(bias, v, count),
+                        repeat(multiplier, v, count),
+                        self.params,
+                        self._residual(at, lanes),
+                        lanes,
+                    )
                     store(self.out, result.astype(f"int8x{lanes}"), at, lanes=lanes)
 
     def _total(self, sums: Any, slot: int) -> Any:

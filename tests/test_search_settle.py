@@ -93,3 +93,9 @@ def test_limits_stop_it() -> None:
     assert objective == (1, 1, 1)
     with pytest.raises(UsageError, match="arena_bytes"):
         settle(table, walk_of(table), (1, 1, 1), Budgets(max_arena_bytes=8))
+
+
+def test_a_gain_within_the_noise_is_given_up() -> None:
+    table = two_way((10.0, 9.9))
+    assert settle(table, walk_of(table), (1, 1, 1), least_gain=0.002) == (1, 1, 1)
+    assert settle(table, walk_of(table), (1, 1, 1), least_gain=0.01) == (0, 0, 0)

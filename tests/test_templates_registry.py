@@ -47,12 +47,37 @@ def builtin() -> Registry:
 
 def test_builtin_templates(builtin: Registry) -> None:
     names = {e.name for e in builtin.entries()}
-    assert names == {"conv2d_direct", "conv2d_im2col", "dense_packed", "depthwise_nchwc"}
+    assert names == {
+        "conv1x1_bsr", "conv1x1_bsr_nchw", "conv2d_direct", "conv2d_im2col", "conv2d_int8",
+        "dense_bsr", "dense_int8", "dense_packed", "depthwise_int8", "depthwise_nchwc",
+        "depthwise_vnni",
+    }  # fmt: skip
     for entry in builtin.entries():
         assert entry.origin == "built-in"
         assert entry.path.name == f"{entry.name}.py"
         assert entry.fingerprint == fingerprint_of(entry.path)
         assert len(entry.fingerprint) == 12
+
+
+def test_implementations_are_exact_ones_first_then_int8_then_sparse(builtin: Registry) -> None:
+    target = load_target("rpi4")
+    pointwise = conv(kernel=(1, 1), padding=(0, 0, 0, 0))
+    found = [i for _, i in builtin.implementations(pointwise, target)]
+    kinds = [(i.precision, i.sparsity == "dense") for i in found]
+    assert kinds[:2] == [("f32", True)] * 2 and kinds[2] == ("int8", True)
+    assert set(kinds[3:]) == {("f32", False)}
+    assert {i.sparsity for i in found[3:]} == {f"4x1@{level}" for level in (50, 70, 80, 90)}
+    assert {i.layout for i in found[3:]} == {"NCHW", "NCHW4c"}
+    exact = builtin.implementations(pointwise, target, exact=True)
+    assert [i for _, i in exact] == found[:2]
+    assert all(entry.name == i.template for entry, i in builtin.implementations(pointwise, target))
+
+
+def test_float_templates_are_not_asked_about_int8(builtin: Registry) -> None:
+    host = load_target("host")
+    three = [i for _, i in builtin.implementations(conv(), host)]
+    assert [i.sparsity for i in three] == ["dense"] * len(three), "3x3 layers are not pruned"
+    assert [i.precision for i in three].count("int8") == 1
 
 
 def test_legal_is_ordered_by_priority_and_default_is_its_first(builtin: Registry) -> None:

@@ -31,6 +31,7 @@ _FROM_AGENT = 2
 _EPISODES_PER_LAYER = 40
 _MAX_EPISODES = 2000
 _TRIES = 5
+_LEAST_GAIN = 0.002  # of the plan's latency: what int8 or sparsity must win in a layer
 _TIGHTEN = 0.7  # of the accuracy budget that just turned out too loose
 
 Assignment = tuple[int, ...]
@@ -151,7 +152,7 @@ class _Search:
         """Layers that int8 or sparsity does not make faster stay as they were."""
         return settle(
             self._table.table, self._walk(), plan, self._budgets(self._limit),
-            objective=self._request.objective, arena_bytes=self._arena,
+            objective=self._request.objective, arena_bytes=self._arena, least_gain=_LEAST_GAIN,
         )  # fmt: skip
 
     def _budgets(self, limit: float) -> Budgets:

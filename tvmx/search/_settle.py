@@ -24,12 +24,15 @@ def settle(
     *,
     objective: str = "latency",
     arena_bytes: ArenaBytes | None = None,
+    least_gain: float = 0.0,
 ) -> tuple[int, ...]:
     """Give layers their trained arithmetic back where that costs nothing.
 
     Coordinate descent: layer after layer, an implementation that is not ``exact`` is replaced
     by the exact one with which the whole plan (borders included) is fastest, if the plan then
     takes no longer than before; a tie goes to the exact one. Repeated until nothing changes.
+    With ``least_gain`` it may take that share of the plan's latency longer: what gains less is
+    within the noise and not worth any accuracy.
     A plan that keeps the budgets still keeps them afterwards. With objective ``weights`` the
     weights must not rise either, with ``arena`` the arena must not; that objective, and a
     limit on the arena, need ``arena_bytes`` (assignment to bytes) and raise UsageError without.
@@ -37,15 +40,17 @@ def settle(
     check_objective(objective)
     if (objective == "arena" or budgets.max_arena_bytes is not None) and arena_bytes is None:
         raise UsageError("objective 'arena' and an arena budget need arena_bytes")
-    return _Settler(table, walk, budgets, objective, arena_bytes).settle(tuple(assignment))
+    settler = _Settler(table, walk, budgets, objective, arena_bytes, least_gain)
+    return settler.settle(tuple(assignment))
 
 
 class _Settler:
     def __init__(
         self, table: CostTable, walk: BorderWalk, budgets: Budgets, objective: str,
-        arena_bytes: ArenaBytes | None,
+        arena_bytes: ArenaBytes | None, least_gain: float,
     ) -> None:  # fmt: skip
         self._table, self._budgets, self._objective = table, budgets, objective
+        self._tie = 1 + max(_NOISE, least_gain)
         self._arena_bytes = arena_bytes or (lambda assignment: 0)
         self._border = TableBorder(walk, [costs.implementations for costs in table.layers])
         self._exact = [
@@ -66,7 +71,7 @@ class _Settler:
     def _replaced(self, assignment: tuple[int, ...], layer: int) -> tuple[int, ...] | None:
         if self._table.layers[layer].implementations[assignment[layer]].exact:
             return None
-        limit = self._us(assignment) * (1 + _NOISE)
+        limit = self._us(assignment) * self._tie
         options = [(*assignment[:layer], i, *assignment[layer + 1 :]) for i in self._exact[layer]]
         priced = sorted((self._us(option), option) for option in options)
         for us, option in priced:

@@ -78,6 +78,11 @@ class Int8Geometry:
         return self.tiles(oh_tile, ow_tile)[1 if self.is_flat else 0]
 
     @property
+    def by_lane(self) -> bool:
+        """Whether pixels' words are neighbours, as dots by one lane of a vector want them."""
+        return self.form.reads_bytes and self.block_words == self.image_step[1] == 1
+
+    @property
     def words(self) -> int:
         """Words of one image pixel, all channels."""
         return self.in_blocks * self.block_words
