@@ -72,13 +72,20 @@ class Folder:
         inputs = {k.removeprefix("in:"): v for k, v in arrays.items() if k.startswith("in:")}
         return inputs, _outputs(arrays)
 
-    def save_expected(self, name: str, outputs: Sequence[Array]) -> None:
-        """Keep what the golden inputs must become under a plan that is not float and dense."""
-        self._save(f"{name}.expected", _numbered(outputs))
+    def save_expected(self, name: str, outputs: Sequence[Array], limit: float) -> None:
+        """Keep what the golden inputs must become under a plan that is not float and dense.
+
+        ``limit`` is the error allowed, over the range of the output.
+        """
+        self._save(f"{name}.expected", {**_numbered(outputs), "limit": np.array(limit)})
 
     def load_expected(self, name: str) -> list[Array]:
         """What :meth:`save_expected` kept."""
         return _outputs(self._load(f"{name}.expected"))
+
+    def load_limit(self, name: str) -> float:
+        """The error allowed that :meth:`save_expected` kept."""
+        return float(self._load(f"{name}.expected")["limit"])
 
     def _save(self, name: str, arrays: dict[str, Array]) -> None:
         with (self.path / f"{name}.npz").open("wb") as stream:

@@ -40,12 +40,13 @@ class Calibrated:
 
     def build(self, name: str, plan: Plan) -> None:
         """Build a plan; keep it and what it must output."""
-        from tvmx.explore._whole import build_plan
+        from tvmx.explore._whole import build_plan, rtol_of
 
         folder, context = self.folder, self.context
         plan.save(folder.plan(name))
         inputs, _ = folder.load_golden()
-        folder.save_expected(name, self.simulator.expected(plan, list(inputs.values())))
+        expected = self.simulator.expected(plan, list(inputs.values()))
+        folder.save_expected(name, expected, rtol_of(plan, context.network.graph))
         build_plan(name, plan, context.network, context.registry, context.target, folder.path)
 
 
@@ -67,10 +68,7 @@ def build_quantised(folder: Folder, mixed: bool) -> tuple[Quantised, Mixed | Non
 
 def plan_expectation(folder: Folder, name: str) -> Expectation:
     """What a built plan must output, by the simulation, and how close."""
-    from tvmx.explore._whole import rtol_of
-    from tvmx.ir import Plan
-
-    return Expectation(folder.load_expected(name), rtol_of(Plan.load(folder.plan(name))))
+    return Expectation(folder.load_expected(name), folder.load_limit(name))
 
 
 def mixed_plan(context: Context, params: dict[int, QuantParams], seed: int) -> Plan:

@@ -69,7 +69,7 @@ def build_ort_int8(folder: Folder) -> dict[str, int]:
         quantise_model(folder.onnx, folder.onnx_int8, calibration_samples(arrays))
     graph = onnx.load(folder.onnx_int8).graph
     feeds = dict(zip([value.name for value in graph.input], arrays, strict=True))
-    folder.save_expected(ORT_INT8, onnx_reference(folder.onnx_int8, feeds))
+    folder.save_expected(ORT_INT8, onnx_reference(folder.onnx_int8, feeds), INT8_OF_THE_RANGE)
     return optimised_nodes(folder.onnx_int8)
 
 
@@ -77,7 +77,7 @@ def measure_main(folder: Folder, rounds: int, explored: bool) -> Rounds:
     """ONNX Runtime, its int8, defaults, int8 and explored, side by side."""
     inputs, floats = folder.load_golden()
     arrays, right = list(inputs.values()), Expectation(floats)
-    ort_int8 = Expectation(folder.load_expected(ORT_INT8), INT8_OF_THE_RANGE)
+    ort_int8 = Expectation(folder.load_expected(ORT_INT8), folder.load_limit(ORT_INT8))
     candidates: list[Candidate] = [
         onnxruntime_candidate(ORT, folder.onnx, arrays, right),
         onnxruntime_candidate(ORT_INT8, folder.onnx_int8, arrays, ort_int8),

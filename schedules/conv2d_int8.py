@@ -73,7 +73,7 @@ class Conv2dInt8(ScheduleTemplate):
     name = "conv2d_int8"
     op = "conv2d"
     precision = "int8"
-    priority = 20
+    priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
         if workload.op != self.op:

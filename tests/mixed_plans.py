@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from tests.network_plans import execute, host, inputs_of, network_of, registry
+from tvmx.explore._whole import rtol_of
 from tvmx.ir import Implementation, Layer, Plan
 from tvmx.numerics import QuantParams
 from tvmx.passes import Lowered, Network, Simulator, activations_of, choose, lower, tie
@@ -102,8 +103,8 @@ def any_of(seed: int) -> Pick:
 def check_mixed(proto: onnx.ModelProto, pick: Pick, target: Target | None = None) -> Lowered:
     """Lower a mixed plan, run it, and compare with the simulation.
 
-    int8 is exact; a float layer's last bits may push a value over a rounding border before an
-    int8 layer, so that a few outputs may be a little off: almost all must be right.
+    int8 is exact. Where a value that float layers computed is quantised, its last bits may push
+    it over a rounding border, so that some outputs may be a little off.
     """
     target = target or host()
     network = network_of(proto)
@@ -114,13 +115,12 @@ def check_mixed(proto: onnx.ModelProto, pick: Pick, target: Target | None = None
     lowered = lower(network, plan, registry(), target)
     got = execute(lowered.mod, target, inputs)
     want = simulator.expected(plan, inputs)
+    rounded = rtol_of(plan, network.graph) > 1e-3
     assert len(got) == len(want)
     for index, (a, b) in enumerate(zip(got, want, strict=True)):
         assert a.shape == b.shape, index
         assert np.isfinite(a).all(), f"output {index} is not finite"
-        span = max(float(np.ptp(b)), 1e-6)
-        error = np.abs(a.astype(np.float64) - b) / span
-        assert error.max() < 0.02 and np.median(error) < 1e-3, (
-            f"output {index}: {np.quantile(error, [0.5, 0.9, 1.0])} of its range off"
-        )
+        error = np.abs(a.astype(np.float64) - b) / max(float(np.ptp(b)), 1e-6)
+        right = np.median(error) < 1e-3 and error.max() < 0.02 if rounded else error.max() < 1e-4
+        assert right, f"output {index}: {np.quantile(error, [0.5, 0.9, 1.0])} of its range off"
     return lowered

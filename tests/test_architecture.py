@@ -15,12 +15,21 @@ PACKAGE = ROOT / "tvmx"
 
 # A part may import what stands before it, never what stands behind it.
 ORDER = (
-    "errors", "_resources", "ir", "numerics", "targets", "_tvm", "templates", "passes", "frontends", "build",
-    "store", "measure", "tune", "search", "accuracy", "deploy", "explore", "report", "cli",
+    "errors", "_resources", "ir", "numerics", "targets", "_tvm", "templates", "passes", "frontends",
+    "build", "store", "measure", "tune", "search", "accuracy", "deploy", "explore", "report", "cli",
 )  # fmt: skip
 
 # `testing` is shipped for users, on top of everything its suites exercise.
-TESTING_MAY_IMPORT = {"errors", "ir", "numerics", "targets", "_tvm", "templates", "frontends", "measure"}
+TESTING_MAY_IMPORT = {
+    "errors",
+    "ir",
+    "numerics",
+    "targets",
+    "_tvm",
+    "templates",
+    "frontends",
+    "measure",
+}
 MAY_IMPORT_TESTING = {"tvmx/cli/_schedules.py"}  # `schedules check` runs the conformance suite
 
 # Who may name TVM besides tvmx/_tvm.py, and why.

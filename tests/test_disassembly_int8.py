@@ -13,7 +13,7 @@ from tvmx.targets import Target, load_target
 from tvmx.templates import ScheduleTemplate, load_template
 
 RELU = Epilogue(bias=True, clip_min=0.0)
-WORKLOADS = {
+WORKLOADS: dict[str, Conv2dWorkload | DenseWorkload] = {
     "3x3": Conv2dWorkload(
         batch=1, in_channels=64, height=28, width=28, out_channels=64, kernel=(3, 3),
         padding=(1, 1, 1, 1), epilogue=RELU, dtype="int8",

@@ -17,6 +17,7 @@ from tvmx.deploy import load_bundle
 from tvmx.errors import LimitError, UsageError
 from tvmx.explore import ExploreResult, export_run
 from tvmx.explore._dominance import Worth, undominated
+from tvmx.explore._whole import rtol_of
 from tvmx.frontends import load_model
 from tvmx.ir import DENSE, Implementation, Layer, Plan
 from tvmx.passes import extract_layers
@@ -163,7 +164,9 @@ def test_the_memory_candidate_is_exported_and_runs(
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.plan_digest == result.candidates[result.best_memory].plan
     assert any("simulation" in note for note in manifest.notes)
-    assert manifest.rtol == pytest.approx(0.03)
+    plan = Run.load(path).plan(result.candidates[result.best_memory].name)
+    graph = extract_layers(load_model(Path(result.model))).graph
+    assert manifest.rtol == rtol_of(plan, graph)
 
 
 @pytest.mark.parametrize("target", ["rpi4", "rpi5"])

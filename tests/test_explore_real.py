@@ -192,11 +192,16 @@ def test_the_bundle_runs_without_tvmx(bundle: Path, tmp_path: Path) -> None:
     assert "WRONG" not in done.stdout
 
 
-def test_the_golden_data_is_what_onnx_runtime_computes(killed: Killed, bundle: Path) -> None:
-    loaded = load_bundle(bundle)
-    expected = onnx_reference(killed.model, loaded.golden_inputs())
-    for got, want in zip(loaded.golden_outputs(), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+def test_the_golden_data_is_what_onnx_runtime_computes(
+    killed: Killed, bundle: Path, tmp_path: Path
+) -> None:
+    """Of the float baseline; the best plan's own is near it, as far as int8 and pruning go."""
+    export_run(killed.run, tmp_path / "baseline", pick="baseline")
+    for folder, limit in ((tmp_path / "baseline", 1e-5), (bundle, 0.1)):
+        loaded = load_bundle(folder)
+        expected = onnx_reference(killed.model, loaded.golden_inputs())
+        for got, want in zip(loaded.golden_outputs(), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=limit * np.ptp(want))
 
 
 def test_the_manifest_tells_where_it_was_measured(killed: Killed, bundle: Path) -> None:

@@ -24,10 +24,12 @@ from tvmx.errors import (
     UsageError,
 )
 from tvmx.explore import ExploreRequest, ExploreResult, build_bundle, dry_run, export_run
+from tvmx.explore._context import Context
 from tvmx.frontends import load_model
 from tvmx.ir import Plan
 from tvmx.measure import Job
 from tvmx.store import Journal, MeasurementKey, Run
+from tvmx.targets import load_target
 from tvmx.testing.models import onnx_reference
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "schedules"
@@ -286,6 +288,19 @@ def test_a_device_that_comes_back_costs_nothing(model: Path, tmp_path: Path) -> 
     with scripted(script):
         result = explored(model, tmp_path / "run")
     assert result.failures == 0
+
+
+def test_a_clock_that_jitters_is_the_same_target() -> None:
+    host = load_target("host")
+    (core, *rest) = host.clusters
+    faster = core.model_copy(update={"clock_mhz": core.clock_mhz + 1})
+    other = core.model_copy(update={"l1d_kib": core.l1d_kib + 1})
+
+    def key(first: Any) -> str:
+        target = host.model_copy(update={"clusters": (first, *rest)})
+        return Context(None, None, None, target).target_key  # type: ignore[arg-type]
+
+    assert key(core) == key(faster) != key(other)
 
 
 # accuracy

@@ -14,6 +14,7 @@ from tests.mixed_plans import any_of, check_mixed, mixed_plan, neighbours, param
 from tests.network_plans import execute, host, inputs_of, narrow, network_of, registry
 from tests.random_networks import networks
 from tvmx.errors import BuildError
+from tvmx.explore._whole import rtol_of
 from tvmx.ir import Implementation, Layer, Plan, is_int8
 from tvmx.passes import Simulator, lower
 from tvmx.testing.models import onnx_reference
@@ -75,6 +76,25 @@ def test_int8_is_close_to_the_float_network() -> None:
     (want,) = onnx_reference(proto, inputs)
     noise = float(np.square(got - want).mean() / np.square(want).mean())
     assert 1e-7 < noise < 0.01, f"signal-to-noise ratio {-10 * np.log10(noise):.1f} dB"
+
+
+def test_only_plans_that_round_float_results_get_room() -> None:
+    proto = neighbours()
+    network = network_of(proto)
+    simulator = Simulator(network, host())
+    params = params_of(simulator, list(inputs_of(proto).values()))
+
+    def first_float(layer: Layer, legal: Sequence[Implementation]) -> Implementation:
+        return legal[0] if layer.name == "A0" else all_int8(layer, legal)
+
+    def last_float(layer: Layer, legal: Sequence[Implementation]) -> Implementation:
+        return legal[0] if layer.name == "A2" else all_int8(layer, legal)
+
+    limits = [
+        rtol_of(mixed_plan(network, host(), params, pick), network.graph)
+        for pick in (all_int8, last_float, first_float)
+    ]
+    assert limits == [1e-3, 1e-3, 0.03]
 
 
 def test_a_plan_without_scales_is_refused_by_layer_name() -> None:

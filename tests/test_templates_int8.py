@@ -92,7 +92,8 @@ def smlal_in_numpy(
             repeated = np.tile(word, 4)[half].astype(np.int16)
             products = products + repeated * weight[half].astype(np.int16)  # wraps in 16 bits
         halves.append(products.astype(np.int32).reshape(4, 2).sum(axis=1, dtype=np.int32))
-    return np.concatenate(halves).reshape(4, 2).sum(axis=1, dtype=np.int32)
+    sums: npt.NDArray[np.int32] = np.concatenate(halves).reshape(4, 2).sum(axis=1, dtype=np.int32)
+    return sums
 
 
 @pytest.mark.parametrize("extreme", [-127, 127, None])

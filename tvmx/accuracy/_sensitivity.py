@@ -80,7 +80,9 @@ def sensitivities(
     Raises:
         DataError: the metric cannot score the network's first output.
     """
-    table = _Table(simulator, samples, specs, metric, params, dict(known or {}), on_result, on_samples)
+    table = _Table(
+        simulator, samples, specs, metric, params, dict(known or {}), on_result, on_samples
+    )
     names = {layer.index: layer.name for layer in simulator.network.graph.layers}
     for index, implementations in options.items():
         for implementation in implementations:

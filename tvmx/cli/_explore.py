@@ -152,8 +152,8 @@ def explore_model(
     """Search precision, sparsity, layout, schedule and knobs of every layer, over RPC.
 
     int8 and block-sparse layers need --data: their accuracy is measured, and no plan past
-    --max-accuracy-drop is ever best. The best plans are built whole, verified, and measured interleaved with the baseline: every
-    layer float, dense, at its template's default.
+    --max-accuracy-drop is ever best. The best plans are built whole, verified, and measured
+    interleaved with the baseline: every layer float, dense, at its template's default.
     """
     budget_s = None if budget is None else parse_duration(budget)
     _check_numbers(trials, max_accuracy_drop, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,16 @@ class Context:
 
     @property
     def target_key(self) -> str:
-        """Name and digest of the target, for journal keys."""
-        digest = hashlib.sha256(self.target.model_dump_json().encode()).hexdigest()[:12]
+        """Name and digest of the target, for journal keys.
+
+        What no kernel depends on is left out: the host's clock is read anew each time, and
+        jitters.
+        """
+        kept = self.target.model_dump(mode="json", exclude={"description", "sources", "memory_mib"})
+        for cluster in kept["clusters"]:
+            del cluster["clock_mhz"]
+        text = json.dumps(kept, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{self.target.name}:{digest}"
 
     @property
@@ -98,8 +107,6 @@ class Context:
         legal: dict[str, list[Implementation]] = {}
         for layer in self.covered:
             if layer.workload.digest not in legal:
-                found = self.registry.implementations(
-                    layer.workload, self.target, exact=self.exact
-                )
+                found = self.registry.implementations(layer.workload, self.target, exact=self.exact)
                 legal[layer.workload.digest] = [implementation for _, implementation in found]
         return {layer.index: legal[layer.workload.digest] for layer in self.covered}

@@ -327,6 +327,7 @@ class _Exploration:
         if built.plan.exact:
             return network_job(built, self.inputs, self.expected)
         assert self.compression is not None
+        graph = self.context.network.graph
         ordered = [self.inputs[spec.name] for spec in self.context.model.inputs]
         expected = self.compression.simulator.expected(built.plan, ordered)
-        return network_job(built, self.inputs, expected, rtol_of(built.plan))
+        return network_job(built, self.inputs, expected, rtol_of(built.plan, graph))

@@ -55,9 +55,10 @@ def export_run(
 ) -> BundleSummary:  # fmt: skip
     """Write a bundle of an explored run's candidate.
 
-    ``pick`` is ``best``, ``memory`` (least weights plus arena), ``baseline`` or an index into the result's candidates. For another
-    target than the explored one precision, sparsity and templates are kept, configs are that
-    target's defaults, and the manifest says it was not measured there.
+    ``pick`` is ``best``, ``memory`` (least weights plus arena), ``baseline`` or an index into
+    the result's candidates. For another target than the explored one precision, sparsity and
+    templates are kept, configs are that target's defaults, and the manifest says it was not
+    measured there.
 
     Raises:
         StoreError: ``run`` is no run, or has no result yet.
@@ -184,6 +185,7 @@ def _manifest(
             library_bytes=build.bytes, weights_bytes=build.weights_bytes,
             arena_bytes=build.arena_bytes, scratch_bytes=build.scratch_bytes,
         ),
-        figures=figures, measured_on_target=measured, rtol=rtol_of(built.plan),
+        figures=figures, measured_on_target=measured,
+        rtol=rtol_of(built.plan, context.network.graph),
         notes=(*notes, f"golden outputs computed by {golden.reference}"),
     )  # fmt: skip

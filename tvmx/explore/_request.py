@@ -97,7 +97,8 @@ class ExploreResult(BaseModel):
 
     ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner for the objective
     and ``candidates[best_memory]`` the one of least weights plus arena among those that meet
-    accuracy and memory limits (all possibly the same). ``device`` says where it was measured; ``notes`` is what a reader must know.
+    accuracy and memory limits (all possibly the same). ``device`` says where it was measured;
+    ``notes`` is what a reader must know.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -52,7 +52,9 @@ class TunedTable:
     def options(self, layer: Layer) -> list[Tuned]:
         """The implementations of a layer, in the table's order."""
         digest = layer.workload.digest
-        return [self._tuned[digest, implementation] for implementation in self._options[layer.index]]
+        return [
+            self._tuned[digest, implementation] for implementation in self._options[layer.index]
+        ]
 
     def chosen(self, assignment: Sequence[int]) -> dict[int, Implementation]:
         """Layer index -> implementation of an assignment."""

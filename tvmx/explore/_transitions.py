@@ -36,9 +36,7 @@ def conversion_func(conversion: Conversion, target: Target) -> Any:
     source = te.placeholder(
         physical_shape(conversion.shape, conversion.source), dtype_of(conversion.source), "data"
     )
-    out = convert(
-        source, conversion.shape, conversion.source, conversion.destination, _PARAMS
-    )
+    out = convert(source, conversion.shape, conversion.source, conversion.destination, _PARAMS)
     func = default_schedule(te.create_prim_func([source, out]), target.lanes())
     return func.with_attr("global_symbol", SYMBOL)
 

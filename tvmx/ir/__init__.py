@@ -43,10 +43,10 @@ from tvmx.ir._workload import (
 
 __all__ = [
     "DENSE", "LEVELS", "MATRIX", "PLAIN", "Activation", "BlockSparsity", "Config",
-    "Conv2dWorkload", "Conversion", "CostTable", "DataType", "DenseWorkload", "Epilogue", "Implementation", "Layer",
-    "LayerChoice", "LayerCosts", "LayoutWalk", "Model", "NetworkGraph", "Node", "NodeKind",
-    "Placement", "Plan", "SourceNode", "Space", "TensorSpec", "WalkState", "Workload", "block_of",
-    "blocked", "ceil_div", "dtype_of", "is_int8", "layout_of", "physical_shape",
-    "plain_or_blocked", "stored_as", "to_logical", "to_physical", "transition_key",
-    "value_bytes", "workload_from_json",
+    "Conv2dWorkload", "Conversion", "CostTable", "DataType", "DenseWorkload", "Epilogue",
+    "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model", "NetworkGraph",
+    "Node", "NodeKind", "Placement", "Plan", "SourceNode", "Space", "TensorSpec", "WalkState",
+    "Workload", "block_of", "blocked", "ceil_div", "dtype_of", "is_int8", "layout_of",
+    "physical_shape", "plain_or_blocked", "stored_as", "to_logical", "to_physical",
+    "transition_key", "value_bytes", "workload_from_json",
 ]  # fmt: skip

@@ -59,8 +59,6 @@ class Implementation(BaseModel):
         """The format of its output, and of a residual it adds."""
         return stored_as(self.layout, self.dtype)
 
-    def variant(
-        self, workload: Conv2dWorkload | DenseWorkload
-    ) -> Conv2dWorkload | DenseWorkload:
+    def variant(self, workload: Conv2dWorkload | DenseWorkload) -> Conv2dWorkload | DenseWorkload:
         """The workload as the template is given it: with this type and sparsity."""
         return workload.variant(self.dtype, self.sparsity)

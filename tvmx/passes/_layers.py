@@ -292,12 +292,9 @@ def _assemble(
         operands = tuple(number(v) for v in variables)
         name = op_name(binding.value) or type(binding.value).__name__
         operator = operator_of(binding, variables)
-        nodes.append(
-            Node(
-                classify(binding), operands, number(binding.var), name,
-                int8=operator is not None, tied=operator is not None and operator.tied,
-            )  # fmt: skip
-        )
+        kind, tied = classify(binding), operator is not None and operator.tied
+        output = number(binding.var)
+        nodes.append(Node(kind, operands, output, name, int8=operator is not None, tied=tied))
         steps.append(OpStep(binding, operator=operator))
     outputs = tuple(number(v) for v in free_vars(func.body.body))
     graph = NetworkGraph(tuple(layers), tuple(nodes), tuple(shapes), inputs, outputs)

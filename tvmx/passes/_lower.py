@@ -42,8 +42,8 @@ _OPAQUE_PATTERN = 8  # relax's OpPatternKind::kOpaque: FuseOps leaves the kernel
 class Lowered:
     """A lowered module; ``hits`` of ``total`` layers run a template's kernel.
 
-    ``conversions`` are the conversions of layout and type that were inserted. ``weights_bytes`` counts
-    the packed constants of the layers, per layer name.
+    ``conversions`` are the conversions of layout and type that were inserted. ``weights_bytes``
+    counts the packed constants of the layers, per layer name.
     """
 
     mod: Any
@@ -124,9 +124,7 @@ class _Lowering:
             self.env[c.value, c.destination] = self.bb.emit(call)
             self.conversions.append(c)
 
-    def _layer(
-        self, node: Node, step: LayerStep, choice: LayerChoice, operands: list[Any]
-    ) -> Any:
+    def _layer(self, node: Node, step: LayerStep, choice: LayerChoice, operands: list[Any]) -> Any:
         workload = step.layer.workload
         if choice.workload != workload.digest:
             raise BuildError(

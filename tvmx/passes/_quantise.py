@@ -47,9 +47,7 @@ def layer_params(node: Node, params: Mapping[int, QuantParams], name: str) -> La
             hint="int8 plans are made by `tvmx explore --data FILE.npz`, which calibrates them",
         )
     data, *residual = node.inputs
-    return LayerParams(
-        params[data], params[node.output], params[residual[0]] if residual else None
-    )
+    return LayerParams(params[data], params[node.output], params[residual[0]] if residual else None)
 
 
 def check_activations(plan: Plan, graph: NetworkGraph) -> None:

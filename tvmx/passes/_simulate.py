@@ -152,9 +152,7 @@ class Simulator:
             self._constants[key] = LayerConstants(weight, step.bias)
         return self._constants[key]
 
-    def _float(
-        self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]
-    ) -> Any:
+    def _float(self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]) -> Any:
         if isinstance(step, LayerStep):
             return self.layer(node, step, None, operands, {})
         if step.lrn is not None:
@@ -203,9 +201,7 @@ class _Rerun:
     def run(self) -> Values:
         simulator, network = self._simulator, self._simulator.network
         walk = LayoutWalk(network.graph)
-        for index, (node, step) in enumerate(
-            zip(network.graph.nodes, network.steps, strict=True)
-        ):
+        for index, (node, step) in enumerate(zip(network.graph.nodes, network.steps, strict=True)):
             chosen = self._choices.get(node.layer) if node.layer is not None else None
             placed = walk.step(node, chosen)
             plain = chosen is None or chosen.exact
@@ -306,4 +302,3 @@ def _lrn(lrn: Lrn, data: Array) -> Array:
     window = sum(squares[:, :, i : i + channels] for i in range(lrn.size))
     result: Array = data / (lrn.bias + lrn.scale * window) ** lrn.beta
     return result.astype(np.float32)
-

@@ -156,8 +156,7 @@ class Registry:
             found += [
                 (entry, entry.implementation(variant, target))
                 for variant in variants(entry.template, workload, target)
-                if not _exact(entry.template)
-                and entry.template.supports(variant, target) is None
+                if not _exact(entry.template) and entry.template.supports(variant, target) is None
             ]
         return found
 
