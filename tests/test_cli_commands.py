@@ -224,7 +224,7 @@ def test_explore_when_the_baseline_wins(
     many += [BASELINE.model_copy(update={"name": f"plan-{i}"}) for i in range(1, 8)]
     replace(monkeypatch, "explore", OUTCOME.model_copy(update={"candidates": many, "best": 0}))
     text = invoke("explore", model, "--target", "host").stdout
-    assert "baseline and best" in text
+    assert "baseline and best latency" in text
     assert "plan-3" in text
     assert "plan-4" not in text
     assert "4 more candidates" in text

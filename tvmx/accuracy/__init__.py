@@ -9,6 +9,7 @@ from tvmx.accuracy._samples import Dataset, Feed, InputSpec, Samples
 from tvmx.accuracy._user_metric import UserMetric, load_metric
 
 if TYPE_CHECKING:
+    from tvmx.accuracy._batches import spread
     from tvmx.accuracy._calibrate import calibrate
     from tvmx.accuracy._sensitivity import (
         Sensitivities,
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_METRIC", "Dataset", "Feed", "InputSpec", "Metric", "Samples", "Score",
     "Sensitivities", "UserMetric", "agreement", "calibrate", "drop", "joint_drop", "load_data",
-    "load_inputs", "load_metric", "read_npz", "score", "sensitivities", "sensitivity_key", "top1",
+    "load_inputs", "load_metric", "read_npz", "score", "sensitivities", "sensitivity_key", "spread",
+    "top1",
 ]  # fmt: skip
 
 _LAZY = {
-    "calibrate": "_calibrate", "Sensitivities": "_sensitivity", "joint_drop": "_sensitivity",
-    "sensitivities": "_sensitivity", "sensitivity_key": "_sensitivity",
+    "spread": "_batches", "calibrate": "_calibrate", "Sensitivities": "_sensitivity",
+    "joint_drop": "_sensitivity", "sensitivities": "_sensitivity",
+    "sensitivity_key": "_sensitivity",
 }  # fmt: skip
 
 

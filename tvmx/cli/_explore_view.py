@@ -70,7 +70,7 @@ def _row(index: int, result: ExploreResult) -> tuple[object, ...]:
 
 
 def _role(index: int, result: ExploreResult) -> str:
-    best = "best" if result.objective == "latency" else f"best {result.objective}"
+    best = f"best {result.objective}"
     roles = [
         name
         for name, at in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tvmx.accuracy import Dataset, Metric, calibrate, joint_drop, sensitivities, sensitivity_key
+from tvmx.accuracy import (
+    Dataset,
+    Metric,
+    Samples,
+    calibrate,
+    joint_drop,
+    sensitivities,
+    sensitivity_key,
+    spread,
+)
 from tvmx.errors import StoreError
 from tvmx.explore._request import Calibration
 from tvmx.ir import Activation, Implementation, Layer, TensorSpec
@@ -22,6 +32,8 @@ if TYPE_CHECKING:
     from tvmx.explore._context import Context
 
 _FILE = "sensitivity.json"
+_PROBE = 32  # samples that tell how long simulating takes, and the fewest to judge plans on
+_JOINT_S = 4.0
 _FEWEST = 8  # samples, however short the time: whole plans are checked on all of them
 
 
@@ -38,6 +50,7 @@ class Compression:
     simulator: Simulator
     params: dict[int, QuantParams]
     drops: dict[str, float]
+    _judged: Samples | None = None
 
     @classmethod
     def prepare(
@@ -97,11 +110,22 @@ class Compression:
         }
 
     def joint(self, chosen: Mapping[int, Implementation]) -> float:
-        """Drop in points of a whole choice on the visible half, simulated exactly."""
+        """Drop in points of a whole choice on the visible half, simulated exactly.
+
+        On an even share of it where all of it would take longer than ``_JOINT_S`` seconds.
+        """
+        if self._judged is None:
+            started = time.monotonic()
+            probe = spread(self.data.visible, _PROBE)
+            self._drop(probe, chosen)
+            per_sample = (time.monotonic() - started) / len(probe)
+            self._judged = spread(self.data.visible, max(_PROBE, int(_JOINT_S / per_sample)))
+        return self._drop(self._judged, chosen)
+
+    def _drop(self, samples: Samples, chosen: Mapping[int, Implementation]) -> float:
         return joint_drop(
-            self.simulator, self.data.visible, _specs(self.context), self.metric, self.params,
-            chosen,
-        )  # fmt: skip
+            self.simulator, samples, _specs(self.context), self.metric, self.params, chosen
+        )
 
 
 def _specs(context: Context) -> dict[str, TensorSpec]:

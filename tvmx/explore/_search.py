@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvmx.errors import UsageError
 from tvmx.explore._table import ConversionKey, TunedTable
 from tvmx.explore._walk import GraphBorderWalk, estimate_arena
 from tvmx.search import (
@@ -30,7 +32,7 @@ KEPT = 5
 _FROM_AGENT = 2
 _EPISODES_PER_LAYER = 40
 _MAX_EPISODES = 2000
-_TRIES = 5
+_TRIES = 6
 _LEAST_GAIN = 0.002  # of the plan's latency: what int8 or sparsity must win in a layer
 _TIGHTEN = 0.7  # of the accuracy budget that just turned out too loose
 
@@ -46,7 +48,7 @@ class Found:
 
     def describe(self) -> list[str]:
         """Lines for the result's notes."""
-        return self.notes
+        return list(dict.fromkeys(self.notes))
 
 
 def search(
@@ -103,30 +105,45 @@ class _Search:
         top = TopCandidates(_FROM_AGENT)
         QLearning().train(env, episodes, self._request.seed, on_episode=top)
         plans = [self._settled(c.actions) for c in top.best()]
-        exact = self._exact(self._limit)
+        best = solve_exact(self._table.table, self._walk(), self._budgets(self._limit))
+        known = "exact optimum" if best.exact else f"optimum within {best.gap:.1%} of"
         self._notes.append(
             f"cost table: baseline templates tuned {env.baseline_us:.0f} us, agent's best after "
             f"{episodes} episodes "
             + (f"{self._latency(plans[0]):.0f} us" if plans else "none within the limits")
-            + f", exact optimum {self._latency(exact):.0f} us"
+            + f", {known} {best.latency_us:.0f} us"
         )
         return [plan for plan in plans if self._lossless(plan)]
 
     def _within(self, solve: Callable[[float], Assignment]) -> Assignment | None:
         """The plan of ``solve`` at the loosest accuracy budget that keeps the limit jointly."""
-        limit = self._limit
-        for _ in range(_TRIES):
-            plan = solve(limit)
+        kept: tuple[float, Assignment] | None = None
+        limit = loose = self._limit
+        for attempt in range(_TRIES):
+            try:
+                plan = solve(limit)
+            except UsageError:
+                if not attempt:
+                    raise
+                break  # within this accuracy no plan is small enough
             if self._lossless(plan):
-                if limit < self._limit:
-                    self._notes.append(
-                        f"layers lose more together than alone: searched within {limit:.2f} "
-                        f"instead of {self._limit:g} points for a plan of "
-                        f"{self._joint[plan]:+.2f} on the visible half"
-                    )
+                kept = (limit, plan)
+            else:
+                loose = limit
+            if limit == self._limit and kept is not None:
                 return plan
-            limit *= _TIGHTEN * min(1.0, self._limit / max(self._joint[plan], 1e-9))
-        return None
+            if kept is None:
+                limit *= _TIGHTEN * min(1.0, self._limit / max(self._joint[plan], 1e-9))
+            else:
+                limit = math.sqrt(kept[0] * loose)
+        return None if kept is None else self._tightened(*kept)
+
+    def _tightened(self, limit: float, plan: Assignment) -> Assignment:
+        self._notes.append(
+            f"layers lose more together than alone: searched within {limit:.2f} instead of "
+            f"{self._limit:g} points for a plan of {self._joint[plan]:+.2f} on the visible half"
+        )
+        return plan
 
     def _lossless(self, plan: Assignment) -> bool:
         """Whether the simulated plan stays within the drop on the data choices may see."""
