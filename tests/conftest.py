@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail("\n".join(diff) + "\nintended? pytest --update-golden", pytrace=False)
 
     return check
+
+
+_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    """Undo what TVM's thread pool does in this process: it binds the main thread to one core.
+
+    Processes that later tests start would inherit that, and take it for the whole machine.
+    """
+    yield
+    if _CORES is not None:
+        os.sched_setaffinity(0, _CORES)

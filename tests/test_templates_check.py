@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -123,3 +124,11 @@ def test_measured_peak_is_plausible() -> None:
     per_cycle = 2 * target.lanes("float32")
     # From a badly throttled core to three multiply-add pipes at 6 GHz.
     assert 0.2 * per_cycle < peak < 3 * 6 * per_cycle
+
+
+def test_timing_leaves_the_process_on_all_its_cores() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no CPU affinity on this system")
+    before = os.sched_getaffinity(0)
+    assert measured_peak_gflops.__wrapped__(load_target("host")) > 1
+    assert os.sched_getaffinity(0) == before

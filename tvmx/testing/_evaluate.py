@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +115,31 @@ class _Loaded:
         """Fastest of twenty repeats of about 2 ms, 1 thread."""
         from tvmx import _tvm
 
-        _tvm.tvm.get_global_func("runtime.config_threadpool")(1, 1)
         device = _tvm.tvm.cpu(0)
-        once = self._module.time_evaluator("kernel", device, number=1, repeat=3)(*self._arguments)
-        number = max(1, int(0.002 / max(min(once.results), 1e-9)))
-        timer = self._module.time_evaluator("kernel", device, number=number, repeat=20)
-        return float(min(timer(*self._arguments).results))
+        evaluator = self._module.time_evaluator
+        with _one_thread():
+            once = evaluator("kernel", device, number=1, repeat=3)(*self._arguments)
+            number = max(1, int(0.002 / max(min(once.results), 1e-9)))
+            timer = evaluator("kernel", device, number=number, repeat=20)
+            return float(min(timer(*self._arguments).results))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """TVM's kernels on one thread.
+
+    TVM then binds this thread to a core; what this process starts later would inherit that.
+    """
+    from tvmx import _tvm
+
+    known = hasattr(os, "sched_getaffinity")
+    allowed = os.sched_getaffinity(0) if known else set()
+    _tvm.tvm.get_global_func("runtime.config_threadpool")(1, 1)
+    try:
+        yield
+    finally:
+        if known:
+            os.sched_setaffinity(0, allowed)
 
 
 @functools.lru_cache(maxsize=8)
