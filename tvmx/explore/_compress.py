@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,17 +67,25 @@ class Compression:
         return activations_of(self.params)
 
     def measure(
-        self, options: Mapping[int, Sequence[Implementation]], run: Run, budget_s: float
-    ) -> int:
+        self, options: Mapping[int, Sequence[Implementation]], run: Run, budget_s: float,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:  # fmt: skip
         """Sensitivity of every layer to every precision and sparsity, cached in the run.
 
-        Returns the number of samples simulated, 0 where the run knew all figures.
+        ``on_step`` is told how many figures of how many are known. Returns the number of
+        samples simulated, 0 where the run knew all figures.
         """
+        names = {layer.index: layer.name for layer in self.context.covered}
+        total = len(
+            {sensitivity_key(names[at], i) for at, legal in options.items() for i in legal
+             if not i.exact}
+        )  # fmt: skip
         path = run.work / _FILE
         kept = _Kept.load(path) if path.is_file() else _Kept()
 
         def keep(key: str, drop: float) -> None:
             kept.points[key] = drop
+            on_step(len(kept.points), total)
             write_atomic(path, kept.model_dump_json(indent=1) + "\n")
 
         def used(samples: int) -> None:

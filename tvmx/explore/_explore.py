@@ -195,7 +195,13 @@ class _Exploration:
         self.progress.stage("sensitivity")
         seconds = self.budget.seconds
         share = _SENSITIVITY_S if seconds is None else _SENSITIVITY_SHARE * seconds
-        samples = self.compression.measure(options, self.folder, share)
+
+        def step(done: int, total: int) -> None:
+            self.progress.update(
+                done, total, best_us=None, baseline_us=None, seconds_left=self.budget.left_s
+            )
+
+        samples = self.compression.measure(options, self.folder, share, step)
         if samples:
             self.notes.append(
                 f"sensitivity of layers simulated on {samples} of "
