@@ -114,6 +114,12 @@ class _Exploration:
             self.scorer = Scorer(
                 self.context.model, self.data.held_out, self.reference, self.metric
             )
+            score = self.scorer.reference.percent
+            if self.request.metric and 0 < score <= 1:
+                self.notes.append(
+                    f"metric {self.request.metric} is {score:g} for the float network: "
+                    "a fraction? tvmx takes it for percent"
+                )
         save_golden(self.folder, self.inputs, self.expected, self.reference.name)
         plan = baseline_plan(
             self.context.network, self.context.registry, self.context.target, self.request.seed
