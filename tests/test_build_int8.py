@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from capstone import CS_ARCH_ARM64, CS_MODE_ARM, Cs
-from elftools.elf.elffile import ELFFile
 from onnx import helper
 
+from tests.disassembly import instructions
 from tests.mixed_plans import params_of
 from tests.network_plans import host, inputs_of, network_of, registry
 from tvmx.build import build_network
@@ -66,29 +65,19 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return built
 
 
-def instructions(library: Path) -> collections.Counter[str]:
-    """Mnemonics of a library's code, by a disassembler that has nothing to do with LLVM."""
-    found: collections.Counter[str] = collections.Counter()
-    decoder = Cs(CS_ARCH_ARM64, CS_MODE_ARM)
-    decoder.skipdata = True
-    with library.open("rb") as stream:
-        elf = ELFFile(stream)
-        assert elf["e_machine"] == "EM_AARCH64"
-        section = elf.get_section_by_name(".text")
-        for _, _, mnemonic, _ in decoder.disasm_lite(section.data(), section["sh_addr"]):
-            found[mnemonic] += 1
-    return found
+def mnemonics(library: Path) -> collections.Counter[str]:
+    return collections.Counter(mnemonic for mnemonic, _ in instructions(library))
 
 
 def test_the_library_for_a76_has_sdot(libraries: dict[str, Path]) -> None:
-    assert instructions(libraries["rpi5"])["sdot"] >= 16
+    assert mnemonics(libraries["rpi5"])["sdot"] >= 16
 
 
 @pytest.mark.parametrize("board", ["rpi3b+", "rpi4"])
 def test_libraries_for_cores_without_dot_products_have_none(
     libraries: dict[str, Path], board: str
 ) -> None:
-    found = instructions(libraries[board])
+    found = mnemonics(libraries[board])
     assert not {"sdot", "udot", "usdot", "smmla", "ummla"} & set(found)
     assert found["smull"] + found["smlal"] + found["smlal2"] + found["smull2"] >= 16
     assert found["sadalp"] >= 8
