@@ -12,9 +12,10 @@ import numpy.typing as npt
 from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Layer, NetworkGraph, Node
+from tvmx.passes._dataflow import op_name
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
-from tvmx.passes._operator import Operator, operator_of
+from tvmx.passes._operator import Operator, clip_bounds, operator_of
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
@@ -59,12 +60,6 @@ class Network:
     graph: NetworkGraph
     steps: tuple[LayerStep | OpStep, ...]
     values: tuple[Any, ...]
-
-
-def op_name(expr: Any) -> str:
-    """Name of the Relax operator a call applies, such as ``relax.add``; "" for anything else."""
-    op = getattr(expr, "op", None)
-    return str(op.name) if isinstance(op, tvm.ir.Op) else ""
 
 
 def static_shape(expr: Any) -> tuple[int, ...] | None:
@@ -196,19 +191,6 @@ def _absorb(group: _Group, var: Any, call: Any) -> bool:
         return False
     group.residual = other
     return True
-
-
-def clip_bounds(call: Any) -> tuple[float | None, float | None] | None:
-    """(min, max) if the call only clips its input, None otherwise."""
-    name = op_name(call)
-    if name == "relax.nn.relu":
-        return (0.0, None)
-    if name == "relax.nn.relu6":
-        return (0.0, 6.0)
-    if name == "relax.clip":
-        low, high = (float(getattr(a, "value", a)) for a in call.args[1:3])
-        return (None if low == -np.inf else low, None if high == np.inf else high)
-    return None
 
 
 def per_channel(constant: npt.NDArray[Any], shape: tuple[int, ...]) -> Array | None:

@@ -41,7 +41,8 @@ def _channel_const(expr: Any, rank4: tuple[int, ...]) -> bool:
     return len(full) == 4 and full in ((1, rank4[1], 1, 1), (1, 1, 1, 1))
 
 
-def _global_mean(call: Any) -> bool:
+def global_mean(call: Any) -> bool:
+    """Whether a mean is over the image alone, (n, c, h, w) -> (n, c, 1, 1)."""
     axes = sorted(int(a) for a in call.attrs.axis) if call.attrs.axis is not None else []
     return axes == [2, 3] and bool(call.attrs.keepdims)
 
@@ -66,7 +67,7 @@ def classify(binding: Any) -> NodeKind:
         return "follow" if all(fits) and not all(map(_is_const, call.args)) else "opaque"
     if name in _POOLS and str(call.attrs.layout) == "NCHW":
         return "follow"
-    if name == "relax.mean" and _global_mean(call):
+    if name == "relax.mean" and global_mean(call):
         return "follow"
     if name == "relax.nn.adaptive_avg_pool2d" and out[2:] == (1, 1):
         return "follow"

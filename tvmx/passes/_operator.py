@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tvmx._tvm import relax, tvm
+import numpy as np
+
+from tvmx._tvm import relax
 from tvmx.numerics import Pool2d
+from tvmx.passes._dataflow import dtype_of, op_name, shape_of
+from tvmx.passes._layout_rules import global_mean
 
 Kind = Literal["add", "concat", "max_pool", "avg_pool", "mean", "clip", "reshape"]
 TIED = frozenset({"max_pool", "avg_pool", "mean", "clip", "reshape"})
@@ -39,15 +43,14 @@ class Operator:
 def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
     """The operator of a binding that reads the variables ``reads``; None if it is not known."""
     call = binding.value
-    op = getattr(call, "op", None)
-    name = str(op.name) if isinstance(op, tvm.ir.Op) else ""
-    shape, out = _shape(call.args[0]) if name else (), _shape(binding.var)
-    if not name or str(getattr(binding.var.ty, "dtype", "")) != "float32":
+    name = op_name(call)
+    if not name or dtype_of(binding.var) != "float32":
         return None
+    shape, out = shape_of(call.args[0]), shape_of(binding.var)
     if name == "relax.concat":
         return _concat(call, reads, out)
     if name == "relax.add":
-        same = len(reads) == 2 and all(_shape(a) == out for a in call.args)
+        same = len(reads) == 2 and all(shape_of(a) == out for a in call.args)
         return Operator("add") if same and len(out) in (2, 4) else None
     if len(reads) != 1 or not call.args[0].same_as(reads[0]):
         return None
@@ -55,13 +58,12 @@ def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
         return Operator("reshape")
     if name in _POOLS and str(call.attrs.layout) == "NCHW":
         return Operator(_POOLS[name], _pool(call.attrs))
-    if name == "relax.mean" and len(shape) == 4 and _global(call):
+    if name == "relax.mean" and len(shape) == 4 and global_mean(call):
         return Operator("mean")
     if name == "relax.nn.adaptive_avg_pool2d" and out[2:] == (1, 1):
         return Operator("mean")
-    if len(shape) in (2, 4) and shape == out:
-        return _clip(call, name)
-    return None
+    bounds = clip_bounds(call) if len(shape) in (2, 4) and shape == out else None
+    return None if bounds is None else Operator("clip", low=bounds[0], high=bounds[1])
 
 
 def _concat(call: Any, reads: Sequence[Any], out: tuple[int, ...]) -> Operator | None:
@@ -75,14 +77,16 @@ def _concat(call: Any, reads: Sequence[Any], out: tuple[int, ...]) -> Operator |
     return Operator("concat") if in_order else None
 
 
-def _clip(call: Any, name: str) -> Operator | None:
+def clip_bounds(call: Any) -> tuple[float | None, float | None] | None:
+    """(min, max) if the call only clips its input, None otherwise."""
+    name = op_name(call)
     if name == "relax.nn.relu":
-        return Operator("clip", low=0.0)
+        return (0.0, None)
     if name == "relax.nn.relu6":
-        return Operator("clip", low=0.0, high=6.0)
+        return (0.0, 6.0)
     if name == "relax.clip":
         low, high = (float(getattr(a, "value", a)) for a in call.args[1:3])
-        return Operator("clip", low=low, high=high)
+        return (None if low == -np.inf else low, None if high == np.inf else high)
     return None
 
 
@@ -96,15 +100,3 @@ def _pool(attrs: Any) -> Pool2d:
         ceil_mode=bool(attrs.ceil_mode),
         count_include_pad=bool(attrs.count_include_pad),
     )
-
-
-def _global(call: Any) -> bool:
-    axes = sorted(int(a) for a in call.attrs.axis) if call.attrs.axis is not None else []
-    return axes == [2, 3] and bool(call.attrs.keepdims)
-
-
-def _shape(expr: Any) -> tuple[int, ...]:
-    ty = getattr(expr, "ty", None)
-    if not isinstance(ty, relax.TensorType) or not hasattr(ty.shape, "values"):
-        return ()
-    return tuple(int(v) for v in ty.shape.values)
