@@ -18,6 +18,8 @@ import pytest
 from tests.measure_libraries import Libraries, build
 from tvmx.errors import MeasureError, UnknownKeyError
 from tvmx.measure import (
+    Cores,
+    Deadlines,
     DeviceAddress,
     Job,
     KernelJob,
@@ -25,7 +27,6 @@ from tvmx.measure import (
     NetworkJob,
     RpcRunner,
     Runner,
-    Timeouts,
     TimingPolicy,
 )
 from tvmx.testing.runners import RunnerTestCase
@@ -33,7 +34,7 @@ from tvmx.testing.runners import RunnerTestCase
 pytestmark = pytest.mark.rpc
 
 FAST = TimingPolicy(min_repeat_ms=0.1, repeats=2)
-SHORT = Timeouts(queue=5, connect=2, upload=5, load=5, run=1.5)
+SHORT = Deadlines(queue=5, connect=2, upload=5, load=5, run=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ class TestRpcRunner(Conformance):
         self.farm = farm
 
     def make_runner(self) -> Runner:
-        return self.farm.runner(timeouts=SHORT)
+        return self.farm.runner(deadlines=SHORT)
 
     def bad_jobs(self) -> Mapping[str, Job]:
         return {
@@ -84,7 +85,7 @@ def test_everything_over_the_wire(libraries: Libraries) -> None:
     jobs = [good, bad["wrong-output"], network, bad["crash"], good]
     with (
         LocalFarm(share_files=False) as farm,
-        RpcRunner(farm.address, timeouts=SHORT) as runner,
+        RpcRunner(farm.address, deadlines=SHORT) as runner,
     ):
         results = runner.measure(jobs, FAST)
         assert [r.status for r in results] == ["ok", "wrong-output", "ok", "crash", "ok"]
@@ -99,7 +100,7 @@ def test_an_unwritten_output_is_wrong_even_after_a_right_one(
     farm: LocalFarm, libraries: Libraries
 ) -> None:
     jobs = [libraries.kernel("good"), libraries.kernel("idle"), libraries.kernel("good")]
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         results = runner.measure(jobs, FAST)
     assert [r.status for r in results] == ["ok", "wrong-output", "ok"]
     assert [r.threads for r in results] == [2, 2, 2]  # what the device says it uses
@@ -108,7 +109,7 @@ def test_an_unwritten_output_is_wrong_even_after_a_right_one(
 
 def test_a_timeout_is_on_time(farm: LocalFarm, libraries: Libraries) -> None:
     times: list[float] = []
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         runner.measure([libraries.kernel("good")], FAST)
         start = time.monotonic()
         runner.measure(
@@ -122,7 +123,7 @@ def test_a_timeout_is_on_time(farm: LocalFarm, libraries: Libraries) -> None:
 
 def test_the_latency_is_the_kernels(farm: LocalFarm, libraries: Libraries) -> None:
     job = libraries.kernel("sleep", expected=None, out_dtype="int32")
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         (result,) = runner.measure([job], TimingPolicy(min_repeat_ms=1, repeats=3))
     assert result.status == "ok", result.message
     assert result.median_us is not None and 5000 <= result.median_us < 15000
@@ -131,7 +132,7 @@ def test_the_latency_is_the_kernels(farm: LocalFarm, libraries: Libraries) -> No
 def test_a_library_for_another_machine_does_not_travel(
     farm: LocalFarm, libraries: Libraries
 ) -> None:
-    with farm.runner(timeouts=SHORT, arch="aarch64") as runner:
+    with farm.runner(deadlines=SHORT, arch="aarch64") as runner:
         (result,) = runner.measure([libraries.kernel("good")])
         assert (result.status, "aarch64" in result.message) == ("load", True)
         with pytest.raises(MeasureError, match="aarch64"):
@@ -147,7 +148,7 @@ def test_unknown_key_is_refused_at_once(farm: LocalFarm) -> None:
 
 
 def test_too_many_threads_are_refused(farm: LocalFarm, libraries: Libraries) -> None:
-    with RpcRunner(farm.address, threads=64, timeouts=SHORT) as runner:
+    with RpcRunner(farm.address, cores=Cores(threads=64), deadlines=SHORT) as runner:
         (result,) = runner.measure([libraries.kernel("good")])
     assert result.status == "connect"
     assert "TVM_NUM_THREADS=64" in result.message
@@ -160,7 +161,7 @@ def test_two_clients_share_one_device(farm: LocalFarm, libraries: Libraries) -> 
     stop = threading.Event()
 
     def greedy() -> None:
-        with farm.runner(timeouts=SHORT) as runner:
+        with farm.runner(deadlines=SHORT) as runner:
             while not stop.is_set():
                 assert all(r.ok for r in runner.measure(jobs, FAST))
 
@@ -168,7 +169,7 @@ def test_two_clients_share_one_device(farm: LocalFarm, libraries: Libraries) -> 
     thread.start()
     try:
         time.sleep(1.5)
-        with farm.runner(timeouts=SHORT) as runner:
+        with farm.runner(deadlines=SHORT) as runner:
             results = runner.measure(jobs, FAST)
         finished["second"] = time.monotonic()
     finally:
@@ -183,7 +184,7 @@ def test_run_on_many_inputs_keeps_the_order(farm: LocalFarm, libraries: Librarie
         {n: rng.random(a.shape, a.dtype) for n, a in libraries.network_inputs.items()}
         for _ in range(20)
     ]
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         outputs = runner.run(libraries.network(), samples)
         # The inputs cached on the device were overwritten: a later job must not use them.
         (result,) = runner.measure([libraries.network()], FAST)
@@ -194,7 +195,7 @@ def test_run_on_many_inputs_keeps_the_order(farm: LocalFarm, libraries: Librarie
 
 def test_run_says_why_it_failed(farm: LocalFarm, libraries: Libraries) -> None:
     job = NetworkJob(libraries.folder / "good.so", libraries.network_inputs, label="a kernel")
-    with farm.runner(timeouts=SHORT) as runner, pytest.raises(MeasureError, match="a kernel fail"):
+    with farm.runner(deadlines=SHORT) as runner, pytest.raises(MeasureError, match="a kernel fail"):
         runner.run(job, [libraries.network_inputs])
 
 
@@ -228,7 +229,7 @@ def _pid(farm: LocalFarm, what: str) -> int:
 def test_faults_between_jobs_cost_no_job(
     fault: Fault, farm: LocalFarm, libraries: Libraries
 ) -> None:
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         assert runner.measure([libraries.kernel("good")], FAST)[0].ok
         fault(farm)
         start = time.monotonic()
@@ -242,7 +243,7 @@ def test_a_server_killed_while_it_runs_is_not_the_candidates_fault(
 ) -> None:
     slow = libraries.kernel("sleep", expected=None, out_dtype="int32")
     policy = TimingPolicy(number=200, repeats=1, min_repeats=1)
-    with farm.runner(timeouts=SHORT) as runner:
+    with farm.runner(deadlines=SHORT) as runner:
         runner.measure([libraries.kernel("good")], FAST)
         killer = threading.Timer(0.5, _kill_server, [farm])
         killer.start()
@@ -254,9 +255,9 @@ def test_a_server_killed_while_it_runs_is_not_the_candidates_fault(
 def test_a_board_that_is_gone_fails_the_batch_within_the_deadline(
     farm: LocalFarm, libraries: Libraries
 ) -> None:
-    timeouts = Timeouts(queue=1.5, connect=3, upload=3, load=3, run=3)
+    deadlines = Deadlines(queue=1.5, connect=3, upload=3, load=3, run=3)
     farm.ensure()
-    with RpcRunner(farm.address, timeouts=timeouts) as runner:
+    with RpcRunner(farm.address, deadlines=deadlines) as runner:
         assert runner.measure([libraries.kernel("good")], FAST)[0].ok
         _kill_server(farm)
         time.sleep(0.5)  # until its guard has ended the process that serves us
@@ -265,7 +266,7 @@ def test_a_board_that_is_gone_fails_the_batch_within_the_deadline(
         took = time.monotonic() - start
         assert [r.status for r in results] == ["queue"] * 5
         assert "none is registered" in results[0].message
-        assert took < 2 * timeouts.queue + 2
+        assert took < 2 * deadlines.queue + 2
         farm.ensure()  # it comes back
         assert runner.measure([libraries.kernel("good")], FAST)[0].ok
 
@@ -273,7 +274,7 @@ def test_a_board_that_is_gone_fails_the_batch_within_the_deadline(
 def test_two_servers_work_at_once(libraries: Libraries) -> None:
     job = libraries.kernel("sleep", expected=None, out_dtype="int32")
     policy = TimingPolicy(number=40, repeats=1, min_repeats=1)  # 0.2 s asleep
-    with LocalFarm(servers=2) as farm, farm.runner(timeouts=SHORT) as runner:
+    with LocalFarm(servers=2) as farm, farm.runner(deadlines=SHORT) as runner:
         runner.measure([libraries.kernel("good")] * 4, FAST)  # both workers are up
         start = time.monotonic()
         results = runner.measure([job] * 8, policy)
@@ -328,7 +329,7 @@ def test_nothing_survives_a_killed_parent(libraries: Libraries, tmp_path: Path) 
 
 def test_closing_leaves_nothing(libraries: Libraries) -> None:
     before = set(psutil.Process().children(recursive=True))
-    with LocalFarm() as farm, farm.runner(timeouts=SHORT) as runner:
+    with LocalFarm() as farm, farm.runner(deadlines=SHORT) as runner:
         runner.measure([libraries.kernel("good")], FAST)
         mine = set(psutil.Process().children(recursive=True)) - before
         assert len(mine) >= 7  # tracker, server and worker, their guards, the serving process

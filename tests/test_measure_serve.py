@@ -18,10 +18,10 @@ import pytest
 from tests.measure_libraries import build_c
 from tvmx.errors import TrackerError, UsageError
 from tvmx.measure import (
+    Deadlines,
     DeviceAddress,
     KernelJob,
     RpcRunner,
-    Timeouts,
     board_commands,
     exposure_warning,
     serve_forever,
@@ -71,7 +71,7 @@ def test_a_board_survives_a_crashing_kernel(tmp_path: Path) -> None:
                 ["sh", "-c", command], env=environment, stderr=log, start_new_session=True
             )
         _until(lambda: "board" in tracker_summary("127.0.0.1", port).keys)
-        with RpcRunner(address, timeouts=Timeouts(queue=20)) as runner:
+        with RpcRunner(address, deadlines=Deadlines(queue=20)) as runner:
             results = runner.measure([idle, crash, idle])
         assert [r.status for r in results] == ["ok", "crash", "ok"], [r.message for r in results]
     finally:

@@ -9,9 +9,9 @@ import pytest
 from tvmx.errors import UsageError
 from tvmx.ir import to_physical
 from tvmx.measure import (
+    Deadlines,
     DeviceAddress,
     Measurement,
-    Timeouts,
     TimingPolicy,
     check_output,
     elf_machine,
@@ -57,7 +57,7 @@ def test_address_prints_what_it_parses() -> None:
 @pytest.mark.parametrize("value", [0, -1, float("nan"), 1e9])
 def test_timeouts_refuse_nonsense(value: float) -> None:
     with pytest.raises(UsageError, match="run"):
-        Timeouts(run=value)
+        Deadlines(run=value)
 
 
 def test_statistics() -> None:
@@ -76,7 +76,7 @@ def test_only_the_device_is_to_blame_for_its_own_phases() -> None:
 @pytest.mark.parametrize("estimate", [0.05, 3.0, 800.0, 5000.0, 250_000.0, 9e6])
 def test_policies_bound_the_time(estimate: float) -> None:
     for policy in (TimingPolicy.quick(), TimingPolicy.careful()):
-        number, rounds = policy.calls(estimate), policy.rounds(estimate)
+        number, rounds = policy.calls(estimate), policy.most_repeats(estimate)
         repeat_ms = number * max(estimate, 0.1) / 1e3
         assert repeat_ms >= min(policy.min_repeat_ms, estimate / 1e3)
         assert policy.min_repeats <= rounds <= policy.repeats

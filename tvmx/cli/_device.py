@@ -61,10 +61,10 @@ def open_runner(address: DeviceAddress | None, *, threads: int, arch: str) -> It
 
     ``arch`` is what the libraries are built for.
     """
-    from tvmx.measure import LocalFarm, RpcRunner
+    from tvmx.measure import Cores, LocalFarm, RpcRunner
 
     if address is not None:
-        with RpcRunner(address, threads=threads, arch=arch) as runner:
+        with RpcRunner(address, cores=Cores(threads=threads), arch=arch) as runner:
             yield runner
         return
     with LocalFarm(threads=threads) as farm, farm.runner(arch=arch) as runner:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tvmx.build import host_arch
 from tvmx.errors import UsageError
-from tvmx.measure import DeviceAddress, LocalFarm, RpcRunner, Runner, require_key
+from tvmx.measure import Cores, DeviceAddress, LocalFarm, RpcRunner, Runner, require_key
 from tvmx.targets import Target
 
 LOCAL_KEY = "host"
@@ -38,7 +38,7 @@ def check_device(target: Target, tracker: DeviceAddress | None) -> None:
 def open_runner(target_arch: str, tracker: DeviceAddress | None, threads: int) -> Iterator[Runner]:
     """A runner on the device; without a tracker an own tracker and server as children."""
     if tracker is not None:
-        with RpcRunner(tracker, threads=threads, arch=target_arch) as runner:
+        with RpcRunner(tracker, cores=Cores(threads=threads), arch=target_arch) as runner:
             yield runner
         return
     with (

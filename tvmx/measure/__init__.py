@@ -1,13 +1,18 @@
 """Measuring: devices behind a tracker, runners, and the servers tvmx starts itself."""
 
-from tvmx.measure._address import DeviceAddress, Timeouts, parse_host_port
+from tvmx.measure._address import DeviceAddress, parse_host_port
 from tvmx.measure._base import OnResult, Runner
+from tvmx.measure._cores import Cluster, Cores
+from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._elf import elf_machine, library_problem
 from tvmx.measure._fake import FakeRunner
 from tvmx.measure._farm import LocalFarm
 from tvmx.measure._jobs import Job, KernelJob, NetworkJob
 from tvmx.measure._measurement import Measurement, Status
-from tvmx.measure._paired import Paired, compare_paired
+from tvmx.measure._observer import Observer, Unobserved
+from tvmx.measure._paired import Paired, compare_paired, median_interval
+from tvmx.measure._probe import DRIFT, ProbeFigures, ProbeKernel, ProbeLibrary
+from tvmx.measure._roster import DeviceReport
 from tvmx.measure._rpc import RpcRunner
 from tvmx.measure._serve import board_commands, exposure_warning, serve_forever, track_forever
 from tvmx.measure._timing import TimingPolicy
@@ -15,7 +20,12 @@ from tvmx.measure._tracker import KeyStatus, TrackerSummary, require_key, tracke
 from tvmx.measure._verify import check_output, relative_error
 
 __all__ = [
+    "DRIFT",
+    "Cluster",
+    "Cores",
+    "Deadlines",
     "DeviceAddress",
+    "DeviceReport",
     "FakeRunner",
     "Job",
     "KernelJob",
@@ -23,20 +33,25 @@ __all__ = [
     "LocalFarm",
     "Measurement",
     "NetworkJob",
+    "Observer",
     "OnResult",
     "Paired",
+    "ProbeFigures",
+    "ProbeKernel",
+    "ProbeLibrary",
     "RpcRunner",
     "Runner",
     "Status",
-    "Timeouts",
     "TimingPolicy",
     "TrackerSummary",
+    "Unobserved",
     "board_commands",
     "check_output",
     "compare_paired",
     "elf_machine",
     "exposure_warning",
     "library_problem",
+    "median_interval",
     "parse_host_port",
     "relative_error",
     "require_key",

@@ -9,9 +9,13 @@ from types import TracebackType
 import psutil
 
 from tvmx.errors import DeviceError, TrackerError
-from tvmx.measure._address import DeviceAddress, Timeouts
+from tvmx.measure._address import DeviceAddress
+from tvmx.measure._cores import Cluster, Cores
+from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._guard import GuardedProcess
 from tvmx.measure._measurement import Status
+from tvmx.measure._observer import Observer
+from tvmx.measure._probe import ProbeLibrary
 from tvmx.measure._rpc import RpcRunner
 from tvmx.measure._tracker import TrackerSummary, tracker_summary
 
@@ -24,7 +28,8 @@ class LocalFarm:
 
     The embedded default when no board is given: the same RPC path as a board. ``threads`` is
     the most threads a kernel may use on each server. Servers are supervised by their
-    registration in the tracker, because TVM's server outlives its own listener. Arrays and
+    registration in the tracker, because TVM's server outlives its own listener. ``cluster``
+    ``little`` runs kernels on the machine's slowest cores. Arrays and
     libraries travel by path; ``share_files=False`` sends them through the RPC as to a board.
 
     Entering raises :class:`tvmx.errors.DeviceError` when the children do not come up.
@@ -36,10 +41,12 @@ class LocalFarm:
         threads: int = 1,
         key: str = "host",
         *,
+        cluster: Cluster = "big",
         share_files: bool = True,
     ) -> None:
         self._count = servers
         self._threads = threads
+        self._cluster: Cluster = cluster
         self._key = key
         self._share_files = share_files
         self._tracker: GuardedProcess | None = None
@@ -69,6 +76,11 @@ class LocalFarm:
         return DeviceAddress("127.0.0.1", self._tracker_port, self._key)
 
     @property
+    def _bind(self) -> bool:
+        """TVM binds threads to cores when it chooses a cluster; several servers would share."""
+        return self._cluster != "big"
+
+    @property
     def processes(self) -> dict[str, int]:
         """Pids of the working processes: ``tracker`` and ``server:PORT``."""
         pids = {f"server:{port}": p.worker_pid or 0 for port, p in self._servers.items()}
@@ -76,16 +88,27 @@ class LocalFarm:
             pids["tracker"] = self._tracker.worker_pid or 0
         return pids
 
-    def runner(self, *, timeouts: Timeouts | None = None, arch: str | None = None) -> RpcRunner:
+    def runner(
+        self,
+        *,
+        deadlines: Deadlines | None = None,
+        arch: str | None = None,
+        observer: Observer | None = None,
+        probe: ProbeLibrary | None = None,
+        max_temperature: float | None = None,
+    ) -> RpcRunner:
         """A runner on all servers of the farm, which repairs them when candidates break them."""
         self.ensure()  # a server whose last client was killed takes a moment to register again
         return RpcRunner(
             self.address,
-            threads=self._threads,
-            timeouts=timeouts,
+            cores=Cores(self._cluster, self._threads),
+            deadlines=deadlines,
             arch=arch,
             parallel=self._count,
+            observer=observer,
             recover=self.recover,
+            probe=probe,
+            max_temperature=max_temperature,
         )
 
     def summary(self) -> TrackerSummary:
@@ -96,16 +119,18 @@ class LocalFarm:
         """Repair after a failure of a job on the server at ``port``; see :class:`RpcRunner`.
 
         A server stuck in a candidate is freed by killing the process that serves it; one that
-        could not even be reached is replaced. Returns whether a server or the tracker had died.
+        could not even be reached is replaced. Returns whether a server or the tracker had died,
+        or something outside had stopped the server.
         """
         with self._lock:
             server = self._servers.get(port) if port is not None else None
+            frozen = False
             if server is not None and server.alive and server.worker_pid:
                 if status in ("queue", "connect"):
                     server.kill()
                 else:
-                    _kill_children(server.worker_pid)
-            return self.ensure()
+                    frozen = _kill_children(server.worker_pid)
+            return self.ensure() or frozen
 
     def ensure(self) -> bool:
         """Restart whatever is dead or not registered; whether that was needed.
@@ -167,7 +192,7 @@ class LocalFarm:
         if not self._share_files:
             args.append("--plain")
         return GuardedProcess(
-            "tvmx.measure._child", args, env=server_environment(self._threads, bind=False)
+            "tvmx.measure._child", args, env=server_environment(self._threads, bind=self._bind)
         )
 
     def _start_server(self) -> None:
@@ -229,13 +254,17 @@ def _works(server: GuardedProcess) -> bool:
     return state not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
-def _kill_children(pid: int) -> None:
+def _kill_children(pid: int) -> bool:
+    """Whether one of them was stopped, by a signal from outside."""
+    frozen = False
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return
+        return False
     for child in children:
         try:
+            frozen |= child.status() == psutil.STATUS_STOPPED
             child.kill()
         except psutil.NoSuchProcess:
             continue
+    return frozen

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from tvmx.measure._paired import median_interval
+
 Status = Literal[
     "ok", "build", "queue", "connect", "upload", "load", "run", "timeout", "crash", "wrong-output"
 ]
@@ -20,8 +22,12 @@ class Measurement(BaseModel):
 
     ``latencies_us`` holds one mean latency per repeat (or per round of a comparison);
     ``median_us`` and ``spread_us`` (the interquartile range, 75th minus 25th percentile) are
-    over them. ``max_error`` is the largest absolute deviation from the reference divided by
-    the reference's range; None when there was no reference. ``timestamp`` is Unix seconds.
+    over them; ``interval_us`` encloses the true median with 95 % confidence (None with fewer
+    than six repeats). ``max_error`` is the largest absolute deviation from the reference divided
+    by the reference's range; None when there was no reference. ``device`` is the key,
+    ``server`` (host:port) and ``identity`` tell devices of one key apart; ``temperature_c`` is
+    read just before the timing, where it can be. ``drift`` is the largest relative change of
+    the device's probe figures since its first ones (0.05: 5 %). ``timestamp`` is Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,10 +37,14 @@ class Measurement(BaseModel):
     latencies_us: tuple[float, ...] = ()
     median_us: float | None = None
     spread_us: float | None = None
+    interval_us: tuple[float, float] | None = None
     max_error: float | None = None
     device: str = ""
+    server: str = ""
     identity: str = ""
     threads: int = 0
+    temperature_c: float | None = None
+    drift: float | None = None
     timestamp: float = Field(default_factory=time.time)
 
     @property
@@ -55,8 +65,11 @@ class Measurement(BaseModel):
         max_error: float | None = None,
         message: str = "",
         device: str = "",
+        server: str = "",
         identity: str = "",
         threads: int = 0,
+        temperature_c: float | None = None,
+        drift: float | None = None,
     ) -> Measurement:
         """An ``ok`` measurement with its statistics (at least one latency)."""
         values = np.asarray(latencies_us, dtype=np.float64)
@@ -67,10 +80,14 @@ class Measurement(BaseModel):
             latencies_us=tuple(float(v) for v in values),
             median_us=float(median),
             spread_us=float(high - low),
+            interval_us=median_interval(latencies_us),
             max_error=max_error,
             device=device,
+            server=server,
             identity=identity,
             threads=threads,
+            temperature_c=temperature_c,
+            drift=drift,
         )
 
     @classmethod
@@ -81,6 +98,7 @@ class Measurement(BaseModel):
         *,
         max_error: float | None = None,
         device: str = "",
+        server: str = "",
         identity: str = "",
         threads: int = 0,
     ) -> Measurement:
@@ -90,6 +108,7 @@ class Measurement(BaseModel):
             message=message,
             max_error=max_error,
             device=device,
+            server=server,
             identity=identity,
             threads=threads,
         )

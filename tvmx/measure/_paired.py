@@ -63,6 +63,13 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(ratio, low, high, len(ratios), verdict)
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """What encloses the true median with at least ``CONFIDENCE``; None with too few values."""
+    rank = interval_rank(len(values))
+    ordered = sorted(values)
+    return None if rank is None else (float(ordered[rank]), float(ordered[-1 - rank]))
+
+
 def interval_rank(rounds: int, confidence: float = CONFIDENCE) -> int | None:
     """How many values to leave out at either end of the sorted rounds; None: too few rounds."""
     tail, rank = 0.0, None

@@ -13,6 +13,9 @@ from tvmx.measure._tasks import ArrayRef, KernelSpec, NetworkSpec, Spec, Timed
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._verify import check_output
 
+_FIRST = 6  # repeats before the median has a 95 % interval
+_NEXT = 3
+
 
 def _read(ref: ArrayRef) -> Array:
     return np.asarray(np.load(ref.path, mmap_mode="r", allow_pickle=False))
@@ -29,7 +32,7 @@ class Prepared(ABC):
     def check(self) -> None:
         """Run twice, estimate the latency, compare the output."""
         with self._session.phase("run"):
-            self.estimate_us = self._evaluate(1, 1)[0]
+            self.estimate_us = self._evaluate(1, 1, 0)[0]
             self.max_error = self._verify()
 
     def warm_up(self, calls: int) -> None:
@@ -37,20 +40,25 @@ class Prepared(ABC):
         for _ in range(calls - 1):
             self._call()
 
-    def time(self, number: int, repeat: int, warmup: int = 1) -> list[float]:
+    def time(self, number: int, repeat: int, policy: TimingPolicy) -> list[float]:
         """Mean latencies in microseconds of ``repeat`` times ``number`` calls."""
         with self._session.phase("run"):
-            self.warm_up(warmup)
-            return self._evaluate(number, repeat)
+            self.warm_up(policy.warmup)
+            return self._evaluate(number, repeat, policy.flush_bytes)
 
     def measure(self, policy: TimingPolicy) -> Timed:
-        """Check, then time by the policy."""
+        """Check, then time until the policy has enough."""
         self.check()
-        number, repeat = policy.calls(self.estimate_us), policy.rounds(self.estimate_us)
-        return Timed(tuple(self.time(number, repeat, policy.warmup)), self.max_error)
+        celsius = self._session.thermometer.read()
+        number, most = policy.calls(self.estimate_us), policy.most_repeats(self.estimate_us)
+        latencies: list[float] = []
+        while len(latencies) < most and not policy.settled(latencies):
+            step = min(most - len(latencies), _FIRST if not latencies else _NEXT)
+            latencies += self.time(number, step, policy)
+        return Timed(tuple(latencies), self.max_error, celsius)
 
     @abstractmethod
-    def _evaluate(self, number: int, repeat: int) -> list[float]:
+    def _evaluate(self, number: int, repeat: int, flush_bytes: int) -> list[float]:
         """Mean latencies in microseconds of ``repeat`` times ``number`` calls."""
 
     @abstractmethod
@@ -72,13 +80,17 @@ class PreparedKernel(Prepared):
             self._args = [session.tensor(ref) for ref in spec.inputs]
             self._out = session.poisoned(spec.out_shape, spec.out_dtype)
             path = session.upload(spec.library)
-        with session.phase("load"):
+        with session.phase("load", session.load_seconds(spec)):
             self._module = session.load(path)
             self._function = self._module[spec.symbol]
 
-    def _evaluate(self, number: int, repeat: int) -> list[float]:
+    def _evaluate(self, number: int, repeat: int, flush_bytes: int) -> list[float]:
         timer = self._module.time_evaluator(
-            self._spec.symbol, self._session.device, number=number, repeat=repeat
+            self._spec.symbol,
+            self._session.device,
+            number=number,
+            repeat=repeat,
+            cache_flush_bytes=flush_bytes,
         )
         return [seconds * 1e6 for seconds in timer(*self._args, self._out).results]
 
@@ -107,7 +119,7 @@ class PreparedNetwork(Prepared):
         with session.phase("upload", session.upload_seconds(spec)):
             self.inputs = [session.tensor(ref) for ref in spec.inputs]
             path = session.upload(spec.library)
-        with session.phase("load"):
+        with session.phase("load", session.load_seconds(spec)):
             self._vm = VirtualMachine(session.load(path), session.device)
             self._vm.set_input("main", *self.inputs)
 
@@ -117,9 +129,13 @@ class PreparedNetwork(Prepared):
         self._call()
         return self._outputs()
 
-    def _evaluate(self, number: int, repeat: int) -> list[float]:
-        timer = self._vm.time_evaluator(
-            "invoke_stateful", self._session.device, number=number, repeat=repeat
+    def _evaluate(self, number: int, repeat: int, flush_bytes: int) -> list[float]:
+        timer = self._vm.module.time_evaluator(  # the VM's own knows no cache flush
+            "invoke_stateful",
+            self._session.device,
+            number=number,
+            repeat=repeat,
+            cache_flush_bytes=flush_bytes,
         )
         return [seconds * 1e6 for seconds in timer("main").results]
 

@@ -23,19 +23,24 @@ from tvmx.measure._measurement import Status
 from tvmx.measure._tasks import (
     ArrayRef,
     ConnectedEvent,
+    CoolingEvent,
     Event,
     Link,
     Phase,
     PhaseEvent,
     Spec,
+    library_bytes,
     upload_bytes,
 )
+from tvmx.measure._thermal import Thermometer, is_lost, read_text
 from tvmx.measure._tracker import ServerTicket, TrackerConnection
 from tvmx.measure._verify import WrongOutputError
 
 _CACHE_BYTES = 256 << 20
+_COOLING_SECONDS = 180.0
+_COOLED_BY = 5.0  # degrees below the limit before measuring goes on
+_COOL_LEAVES = 20.0  # seconds of the session for what comes after
 _FILE_BYTES = 64 << 10  # below, the wire is faster than a file
-_LOST = ("kShutdown", "Broken pipe", "Connection reset", "Channel closes", "previously closed")
 # Read where a plain TVM server runs: TVM's `download` opens any path, but not /proc.
 _IDENTITY_FILES = (
     "/sys/firmware/devicetree/base/model",
@@ -58,10 +63,10 @@ def status_of(phase: Phase, error: Exception) -> Status:
     """The measurement status for an exception of TVM's client in a phase."""
     text = str(error)
     if phase not in ("load", "run"):
-        return "connect" if phase == "start" else phase
+        return "connect" if phase == "start" or phase == "cool" else phase
     if "RPCSessionTimeoutError" in text or "RPCSessionTimeout" in type(error).__name__:
         return "timeout"
-    return "crash" if any(sign in text for sign in _LOST) else phase
+    return "crash" if is_lost(error) else phase
 
 
 class RemoteSession:
@@ -83,13 +88,15 @@ class RemoteSession:
         self.subject = 0
         self._tensors: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._poison: dict[tuple[tuple[int, ...], str], Any] = {}
+        self.server = ""
         self._remote = self._open(queue_seconds)
         self.device = self._remote.cpu()
+        self.thermometer = Thermometer(self._remote)
 
     @contextlib.contextmanager
     def phase(self, name: Phase, seconds: float | None = None) -> Iterator[None]:
         """Announce a phase and turn what goes wrong in it into a :class:`StepError`."""
-        limit = self._link.timeouts.of(name) if seconds is None else seconds
+        limit = self._link.deadlines.of(name) if seconds is None else seconds
         self._emit(PhaseEvent(name, limit, self.subject))
         try:
             yield
@@ -117,7 +124,9 @@ class RemoteSession:
             token = Path.cwd() / "token"
             self._shared = self._shares_files(remote, token)
             identity = self._identify(remote)
-        self._emit(ConnectedEvent(ticket.host, ticket.port, identity, threads))
+        connected = ConnectedEvent(ticket.host, ticket.port, identity, threads)
+        self.server = connected.server
+        self._emit(connected)
         return remote
 
     def _queue(self, seconds: float) -> ServerTicket:
@@ -135,14 +144,16 @@ class RemoteSession:
         raise StepError("queue", f"no device {address} within {seconds:g} s: {state}")
 
     def _configure(self, remote: Any) -> int:
-        if self._link.threads:
-            remote.get_function("runtime.config_threadpool")(1, self._link.threads)
+        cores = self._link.cores
+        if cores.threads:
+            remote.get_function("runtime.config_threadpool")(cores.mode, cores.threads)
         actual = int(remote.get_function("runtime.NumThreads")())
-        if self._link.threads and actual != self._link.threads:
+        if cores.threads and actual != cores.threads:
             raise StepError(
                 "connect",
-                f"{self._link.address} runs {actual} threads, {self._link.threads} were asked for:"
-                f" start its server with TVM_NUM_THREADS={self._link.threads}",
+                f"{self._link.address} runs {actual} threads, {cores} were asked for:"
+                f" start its server with TVM_NUM_THREADS={cores.threads}, or ask for as many cores"
+                " as it has",
             )
         return actual
 
@@ -162,7 +173,7 @@ class RemoteSession:
         describe = _optional_function(remote, server.IDENTITY)
         if describe is not None:
             return str(describe())
-        facts = [_read_remote_text(remote, path) for path in _IDENTITY_FILES]
+        facts = [read_text(remote, path) for path in _IDENTITY_FILES]
         return ", ".join(fact for fact in facts if fact) or "unknown device"
 
     def lasts(self, seconds: float) -> bool:
@@ -204,7 +215,32 @@ class RemoteSession:
         """Let the device go, whoever still holds this object; it is of no use afterwards."""
         self.forget()
         self._poison.clear()
+        self.thermometer.close()
         self._remote = self.device = self._fill = self._dump = None
+
+    def relink(self, link: Link) -> None:
+        """Other deadlines or another limit of temperature from now on."""
+        self._link = link
+
+    def cool_down(self) -> None:
+        """Wait until the device is cool enough to measure on; not for ever.
+
+        Each second is reported. After three minutes the job is measured all the same: its
+        measurement holds the temperature.
+        """
+        limit = self._link.max_temperature
+        celsius = None if limit is None else self.thermometer.read()
+        if limit is None or celsius is None or celsius <= limit:
+            return
+        end = time.monotonic() + min(_COOLING_SECONDS, self._ends - time.monotonic() - _COOL_LEAVES)
+        with self.phase("cool", _COOLING_SECONDS + 5.0):
+            while celsius is not None and celsius > limit - _COOLED_BY:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return
+                self._emit(CoolingEvent(celsius, left))
+                time.sleep(1.0)
+                celsius = self.thermometer.read(fresh=True)
 
     def refill(self, tensor: Any, ref: ArrayRef, index: int) -> None:
         """Overwrite a device tensor by entry ``index`` of a stacked array."""
@@ -248,7 +284,11 @@ class RemoteSession:
 
     def upload_seconds(self, spec: Spec) -> float:
         """How long bringing this job over may take."""
-        return self._link.timeouts.transfer(0 if self._shared else upload_bytes(spec))
+        return self._link.deadlines.transfer(0 if self._shared else upload_bytes(spec))
+
+    def load_seconds(self, spec: Spec) -> float:
+        """How long opening this job's library may take."""
+        return self._link.deadlines.loading(library_bytes(spec))
 
     def upload(self, library: str) -> str:
         """Bring a library over; returns the path to load it by."""
@@ -270,19 +310,9 @@ def _optional_function(remote: Any, name: str) -> Any | None:
     try:
         return remote.get_function(name)
     except Exception as err:
-        if any(sign in str(err) for sign in _LOST):
+        if is_lost(err):
             raise
         return None
-
-
-def _read_remote_text(remote: Any, path: str) -> str:
-    try:
-        blob = bytes(remote.download(path))
-    except Exception as err:
-        if any(sign in str(err) for sign in _LOST):
-            raise
-        return ""
-    return blob.split(b"\0", 1)[0].decode(errors="replace").strip()
 
 
 def _first_line(error: Exception) -> str:

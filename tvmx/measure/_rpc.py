@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tvmx.errors import DeviceError, MeasureError, UsageError
-from tvmx.measure._address import DeviceAddress, Timeouts
+from tvmx.measure._address import DeviceAddress
 from tvmx.measure._base import OnResult, Runner
+from tvmx.measure._batch import Batch, Suspicion
+from tvmx.measure._cores import Cores
+from tvmx.measure._crew import Crew, Patience, Slot
+from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._elf import library_problem
 from tvmx.measure._jobs import Array, Job, NetworkJob, check_sample
 from tvmx.measure._measurement import DEVICE_FAULTS, Measurement, Status
+from tvmx.measure._observer import Observer, Unobserved
+from tvmx.measure._probe import ProbeLibrary
+from tvmx.measure._roster import DeviceReport, Roster
 from tvmx.measure._session import Session
 from tvmx.measure._spool import Spool
 from tvmx.measure._tasks import (
     CompareTask,
+    ConnectedEvent,
+    CoolingEvent,
     DescribeTask,
     DoneEvent,
+    Event,
     FailedEvent,
     Link,
     MeasureTask,
     NetworkSpec,
+    ProbedEvent,
     RunTask,
     Task,
+    Timed,
 )
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._tracker import require_key
@@ -38,40 +49,53 @@ device usable again. Returns True when the server itself had died: not the candi
 
 _STACK_BYTES = 64 << 20
 _REGISTER_SECONDS = 3.0  # a server whose last client broke off may be gone for a moment
+_TRIES = 2  # on a device that fails, before the slot rests
 
 
 class RpcRunner(Runner):
-    """Measures on the devices registered under ``address``.
+    """Measures on the devices registered under ``address``, all at once.
 
-    ``threads`` are the threads kernels run with (0: the device's default). ``arch`` is the
+    ``cores`` are the cores kernels run on (0 threads: the device's default). ``arch`` is the
     target's architecture, such as ``aarch64``: libraries for another one fail as ``load``
-    before they travel. ``parallel`` jobs are measured at a time, on as many devices.
-    ``recover`` repairs servers the caller owns (see :class:`tvmx.measure.LocalFarm`).
+    before they travel. ``parallel`` jobs are measured at a time; None: one on each server the
+    tracker lists, as they come and go. When no device is left, work pauses for ``patience_s``
+    seconds at most; ``observer`` is told. ``recover`` repairs servers the caller owns (see
+    :class:`tvmx.measure.LocalFarm`). With ``probe`` each device shows its figures first: one
+    that drifts or differs from its siblings is flagged. Above ``max_temperature`` (degrees
+    Celsius) a device is left to cool.
 
-    Raises :class:`tvmx.errors.TrackerError` or :class:`tvmx.errors.UnknownKeyError` at once
-    when the device cannot be there.
+    What crashed or hung is tried again before the candidate is blamed: a killed server and a
+    crashing kernel look alike. Raises :class:`tvmx.errors.TrackerError` or
+    :class:`tvmx.errors.UnknownKeyError` at once when the device cannot be there.
     """
 
     def __init__(
         self,
         address: DeviceAddress,
         *,
-        threads: int = 1,
-        timeouts: Timeouts | None = None,
+        cores: Cores | None = None,
+        deadlines: Deadlines | None = None,
         arch: str | None = None,
-        parallel: int = 1,
+        parallel: int | None = 1,
+        patience_s: float = 0.0,
+        observer: Observer | None = None,
         recover: Recover | None = None,
+        probe: ProbeLibrary | None = None,
+        max_temperature: float | None = None,
     ) -> None:
-        if threads < 0 or parallel < 1:
-            raise UsageError(f"threads={threads}, parallel={parallel}: both must be positive")
+        if parallel is not None and parallel < 1:
+            raise UsageError(f"parallel={parallel} must be positive")
         require_key(address, patience=_REGISTER_SECONDS)
         self.address = address
-        self.timeouts = timeouts or Timeouts()
-        self._threads = threads
+        self.cores = cores or Cores()
         self._arch = arch
         self._recover = recover
-        link = Link(address, threads, self.timeouts)
-        self._sessions = [Session(link) for _ in range(parallel)]
+        self._observer = observer or Unobserved()
+        link = Link(address, self.cores, deadlines or Deadlines(), probe, max_temperature)
+        self._link = link
+        self._roster = Roster(address, self._observer)
+        self._patience = Patience(patience_s, self._observer)
+        self._crew = Crew(self._make_slot, parallel, self._roster, self._patience)
         self._blocked_until = 0.0
         self._closed = False
 
@@ -84,13 +108,34 @@ class RpcRunner(Runner):
     def identity(self) -> str:
         """What the device says it is; connects if nothing has connected yet."""
         self._require_open()
-        session = self._sessions[0]
+        session = self._crew.slots[0].session
         if session.connected is None:
-            event = self._call(session, lambda _: DescribeTask(self._queue_seconds()))
+            event = self._persist(lambda _: DescribeTask(self._queue_seconds()))
             if isinstance(event, FailedEvent):
                 raise MeasureError(f"device {self.address} cannot be used: {event.message}")
         assert session.connected is not None
         return session.connected.identity
+
+    @property
+    def devices(self) -> tuple[DeviceReport, ...]:
+        """What is known of each device met so far."""
+        return self._roster.reports()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds lost so far because no device was there or free."""
+        return self._patience.waited_s
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """What each phase may take; setting it holds for the tasks that start afterwards."""
+        return self._link.deadlines
+
+    @deadlines.setter
+    def deadlines(self, deadlines: Deadlines) -> None:
+        self._link = replace(self._link, deadlines=deadlines)
+        for slot in self._crew.slots:
+            slot.session.link = self._link
 
     def measure(
         self,
@@ -100,25 +145,17 @@ class RpcRunner(Runner):
     ) -> list[Measurement]:
         """See :meth:`Runner.measure`. When no device is left, the rest fails at once as well."""
         self._require_open()
-        batch = _Batch(jobs, policy or TimingPolicy.quick(), on_result)
-        helpers = [
-            threading.Thread(target=self._drain, args=(session, batch), daemon=True)
-            for session in self._sessions[1 : len(jobs)]
-        ]
-        for helper in helpers:
-            helper.start()
+        batch = Batch(jobs, policy or TimingPolicy.quick(), on_result)
+        self._patience.well()
         try:
-            self._drain(self._sessions[0], batch)
-            for helper in helpers:
-                helper.join()
+            self._crew.work(batch, self._drain)
         except BaseException:
-            batch.stop()
             self._closed = True
-            for session in self._sessions:
-                session.kill()
+            self._crew.kill()
             raise
         if batch.error is not None:
             raise batch.error
+        self._fail_rest(batch)
         return batch.ordered()
 
     def compare(
@@ -156,73 +193,122 @@ class RpcRunner(Runner):
     def close(self) -> None:
         """End the workers; the device is free again."""
         self._closed = True
-        for session in self._sessions:
-            session.close()
+        self._crew.close()
+
+    def _make_slot(self) -> Slot:
+        return Slot(Session(self._link, self._heard))
 
     def _require_open(self) -> None:
         if self._closed:
             raise MeasureError(f"the runner for {self.address} is closed")
 
+    def _heard(self, session: Session, event: Event) -> None:
+        """What a worker says of its device, from the thread that waits for it."""
+        server = session.connected.server if session.connected else ""
+        if isinstance(event, ConnectedEvent):
+            self._roster.connected(event)
+        elif isinstance(event, ProbedEvent):
+            self._roster.probed(server, event)
+        elif isinstance(event, CoolingEvent):
+            self._observer.waiting(
+                f"device {self.key} on {server} is at {event.temperature_c:.0f} °C: cooling",
+                event.seconds_left,
+            )
+
     def _queue_seconds(self) -> float:
         # A candidate that hung keeps a board busy until the server ends the session by itself.
-        return self.timeouts.queue + max(0.0, self._blocked_until - time.monotonic())
+        return self._link.deadlines.queue + max(0.0, self._blocked_until - time.monotonic())
 
-    def _call(self, session: Session, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
-        """One task; tried again once when the device failed, or died under the candidate."""
-        event = session.call(make)
-        if isinstance(event, DoneEvent):
-            self._blocked_until = 0.0
-            return event
-        if not self._repair(session, event):
-            return event
-        again = session.call(make)
-        if isinstance(again, FailedEvent):
-            self._repair(session, again)
-        return again
+    def _call(
+        self, slot: Slot, make: Callable[[Spool], Task], suspicion: Suspicion
+    ) -> DoneEvent | FailedEvent:
+        """One task until there is a verdict on it, or its device has failed twice in a row."""
+        while True:
+            event = slot.session.call(make)
+            if slot.session.retired:
+                return event
+            if isinstance(event, DoneEvent):
+                self._blocked_until = 0.0
+                slot.well()
+                self._patience.well()
+                return event
+            if event.status in DEVICE_FAULTS:
+                slot.fault()
+                self._repair(slot.session, event)
+                if slot.faults % _TRIES == 0:
+                    return event
+            elif event.status in ("crash", "timeout"):
+                if self._convicted(slot, event, suspicion):
+                    return event
+            else:
+                slot.well()
+                self._patience.well()
+                return event
 
-    def _repair(self, session: Session, event: FailedEvent) -> bool:
-        """Make the device usable after a failure; whether the task deserves another try."""
-        if event.status not in DEVICE_FAULTS | {"timeout", "crash"}:
-            return False
+    def _convicted(self, slot: Slot, event: FailedEvent, suspicion: Suspicion) -> bool:
+        """Whether a crash or a time limit is the candidate's doing."""
+        died = self._repair(slot.session, event)
+        if died:
+            return suspicion.server_died()
+        return suspicion.convicts(event.status, vouched=died is False)
+
+    def _repair(self, session: Session, event: FailedEvent) -> bool | None:
+        """Make the device usable after a failure; whether its server had died, if one can tell."""
         if self._recover is None:
             if event.status == "timeout":
-                self._blocked_until = time.monotonic() + self.timeouts.session
-            return event.status == "connect"
+                self._blocked_until = time.monotonic() + self._link.deadlines.session()
+            return None
         port = session.connected.port if session.connected else None
         try:
-            server_died = self._recover(port, event.status)
+            return self._recover(port, event.status)
         except DeviceError:
-            return False  # the next job finds no device and says so
-        return server_died or event.status in DEVICE_FAULTS
+            return True  # the next try finds no device and says so
 
-    def _drain(self, session: Session, batch: _Batch) -> None:
-        while (index := batch.take()) is not None:
-            try:
-                result = self._one(session, batch, index)
+    def _persist(self, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
+        """A task on the first slot, through pauses without a device."""
+        slot, suspicion = self._crew.slots[0], Suspicion()
+        self._patience.well()
+        while True:
+            event = self._call(slot, make, suspicion)
+            if isinstance(event, DoneEvent) or event.status not in DEVICE_FAULTS:
+                return event
+            if not self._crew.await_device(event):
+                return event
+
+    def _drain(self, slot: Slot, batch: Batch) -> None:
+        """Measure jobs of the batch until none is open or the slot's device fails."""
+        try:
+            while (index := batch.take()) is not None:
+                result = self._one(slot, batch, index)
+                if isinstance(result, FailedEvent):
+                    batch.give_back(index, result)
+                    return
                 batch.done(index, result)
-            except BaseException as err:
-                batch.fail(err)
-                if not isinstance(err, Exception):
-                    raise
+        except BaseException as err:
+            batch.fail(err)
 
-    def _one(self, session: Session, batch: _Batch, index: int) -> Measurement:
-        job = batch.jobs[index]
+    def _one(self, slot: Slot, batch: Batch, index: int) -> Measurement | FailedEvent:
+        """A job's measurement; the event when the device is to blame."""
+        job, session = batch.jobs[index], slot.session
         problem = library_problem(job.library, self._arch)
         if problem:
             return self._failed(session, FailedEvent("load", problem))
-        if batch.device_lost is not None:
-            return self._failed(session, batch.device_lost)
 
         def make(spool: Spool) -> Task:
             return MeasureTask(spool.spec(job), batch.policy, self._queue_seconds())
 
-        event = self._call(session, make)
+        event = self._call(slot, make, batch.suspicion(index))
         if isinstance(event, FailedEvent):
-            if event.status in DEVICE_FAULTS and len(self._sessions) == 1:
-                batch.device_lost = event
-            return self._failed(session, event)
-        timed = event.timed[0]
-        return self._succeeded(session, timed.latencies_us, timed.max_error)
+            return event if event.status in DEVICE_FAULTS else self._failed(session, event)
+        if session.connected is not None:
+            self._roster.measured(session.connected.server)
+        return self._succeeded(session, event.timed[0])
+
+    def _fail_rest(self, batch: Batch) -> None:
+        """What no device was left for."""
+        while (index := batch.take()) is not None:
+            fault = batch.last_fault or FailedEvent("queue", f"no device {self.address}")
+            batch.done(index, self._failed(self._crew.slots[0].session, fault))
 
     def _compare_once(
         self,
@@ -232,16 +318,16 @@ class RpcRunner(Runner):
         policy: TimingPolicy,
         results: dict[int, Measurement],
     ) -> None:
-        session = self._sessions[0]
+        session = self._crew.slots[0].session
 
         def make(spool: Spool) -> Task:
             specs = tuple(spool.spec(jobs[i]) for i in left)
             return CompareTask(specs, rounds, policy, self._queue_seconds())
 
-        event = self._call(session, make)
+        event = self._persist(make)
         if isinstance(event, DoneEvent):
             for i, timed in zip(left, event.timed, strict=True):
-                results[i] = self._succeeded(session, timed.latencies_us, timed.max_error)
+                results[i] = self._succeeded(session, timed)
         elif event.status in DEVICE_FAULTS:
             results.update({i: self._failed(session, event) for i in left})
         else:
@@ -250,7 +336,7 @@ class RpcRunner(Runner):
     def _run_stack(
         self, job: NetworkJob, samples: Sequence[Mapping[str, Array]]
     ) -> list[tuple[Array, ...]]:
-        session = self._sessions[0]
+        session = self._crew.slots[0].session
 
         def make(spool: Spool) -> Task:
             spec = spool.spec(job)
@@ -259,7 +345,7 @@ class RpcRunner(Runner):
             folder = str(session.folder)
             return RunTask(spec, stacks, len(samples), folder, self._queue_seconds())
 
-        event = self._call(session, make)
+        event = self._persist(make)
         if isinstance(event, FailedEvent):
             raise MeasureError(
                 f"{job.name} failed on {self.address}, input {event.subject}: {event.message}"
@@ -267,16 +353,18 @@ class RpcRunner(Runner):
         columns = [np.load(Path(path), allow_pickle=False) for path in event.outputs]
         return [tuple(column[i] for column in columns) for i in range(len(samples))]
 
-    def _succeeded(
-        self, session: Session, latencies: tuple[float, ...], error: float | None
-    ) -> Measurement:
+    def _succeeded(self, session: Session, timed: Timed) -> Measurement:
         connected = session.connected
+        server = connected.server if connected else ""
         return Measurement.success(
-            latencies,
-            max_error=error,
+            timed.latencies_us,
+            max_error=timed.max_error,
             device=self.key,
+            server=server,
             identity=connected.identity if connected else "",
-            threads=connected.threads if connected else self._threads,
+            threads=connected.threads if connected else self.cores.threads,
+            temperature_c=timed.temperature_c,
+            drift=self._roster.drift(server),
         )
 
     def _failed(self, session: Session | None, event: FailedEvent) -> Measurement:
@@ -286,47 +374,7 @@ class RpcRunner(Runner):
             event.message,
             max_error=event.max_error,
             device=self.key,
+            server=connected.server if connected else "",
             identity=connected.identity if connected else "",
-            threads=connected.threads if connected else self._threads,
+            threads=connected.threads if connected else self.cores.threads,
         )
-
-
-class _Batch:
-    """Jobs of one ``measure`` call, handed to the sessions that drain it."""
-
-    def __init__(
-        self, jobs: Sequence[Job], policy: TimingPolicy, on_result: OnResult | None
-    ) -> None:
-        self.jobs = jobs
-        self.policy = policy
-        self.device_lost: FailedEvent | None = None
-        self.error: BaseException | None = None
-        self._on_result = on_result
-        self._lock = threading.Lock()
-        self._results: dict[int, Measurement] = {}
-        self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index in range(len(jobs)):
-            self._todo.put(index)
-
-    def take(self) -> int | None:
-        if self.error is not None:
-            return None
-        try:
-            return self._todo.get_nowait()
-        except queue.Empty:
-            return None
-
-    def done(self, index: int, result: Measurement) -> None:
-        with self._lock:
-            self._results[index] = result
-            if self._on_result is not None and self.error is None:
-                self._on_result(index, result)
-
-    def fail(self, error: BaseException) -> None:
-        self.error = self.error or error
-
-    def stop(self) -> None:
-        self.error = self.error or KeyboardInterrupt()
-
-    def ordered(self) -> list[Measurement]:
-        return [self._results[i] for i in range(len(self.jobs))]

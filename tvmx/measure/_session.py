@@ -18,6 +18,7 @@ from tvmx.measure._tasks import (
     Event,
     FailedEvent,
     Link,
+    LinkTask,
     Phase,
     PhaseEvent,
     Task,
@@ -32,14 +33,31 @@ class Session:
 
     A worker that is late or dies is killed; the task fails with the phase it was in, and the
     next task starts a new worker.
+
+    ``on_event`` gets what the worker says of the device: connected, probed, cooling.
     """
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, link: Link, on_event: Callable[[Session, Event], None]) -> None:
+        self._link = link
+        self._on_event = on_event
+        self._relink = False
         self.connected: ConnectedEvent | None = None
+        self.retired = False
+        self.phase: Phase | None = None  # of the task that runs now
+        self.phase_since = 0.0
         self._process: GuardedProcess | None = None
         self._channel: Connection | None = None
         self._spool: Spool | None = None
+
+    @property
+    def link(self) -> Link:
+        """How the device is reached; what is set holds from the next task on."""
+        return self._link
+
+    @link.setter
+    def link(self, link: Link) -> None:
+        self._relink |= link != self._link
+        self._link = link
 
     def close(self) -> None:
         """Let an idle worker say goodbye to the device, which is then free at once."""
@@ -57,6 +75,11 @@ class Session:
             self._process.kill()
         self._process = self._channel = self._spool = None
 
+    def retire(self) -> None:
+        """End the worker and let none start again: a task under way fails, so do later ones."""
+        self.retired = True
+        self.kill()
+
     def start(self) -> None:
         """Start the worker now instead of with the first task. Raises DeviceError."""
         if self._process is not None and self._process.alive:
@@ -73,7 +96,8 @@ class Session:
         self._channel = Connection(ours.detach())
         try:
             process.ready(_START_SECONDS)
-            self._channel.send(self.link)
+            self._channel.send(self._link)
+            self._relink = False
         except BaseException:
             self.kill()
             raise
@@ -89,10 +113,17 @@ class Session:
 
     def call(self, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
         """Run the task that ``make`` builds with its arrays in the worker's spool."""
+        if self.retired:
+            return FailedEvent("connect", "measuring was stopped")
         try:
             self.start()
             assert self._spool is not None
             self._spool.trim()
+            if self._relink:
+                self._relink = False
+                answer = self._converse(LinkTask(self._link))
+                if isinstance(answer, FailedEvent):
+                    return answer
             return self._converse(make(self._spool))
         except DeviceError as err:
             self.kill()
@@ -103,6 +134,8 @@ class Session:
         except BaseException:  # Ctrl-C: the worker is in the middle of something
             self.kill()
             raise
+        finally:
+            self.phase = None
 
     def _converse(self, task: Task) -> DoneEvent | FailedEvent:
         assert self._channel is not None
@@ -117,11 +150,14 @@ class Session:
                 event: Event = self._channel.recv()
                 if isinstance(event, DoneEvent | FailedEvent):
                     return event
-                if isinstance(event, ConnectedEvent):
-                    self.connected = event
-                else:
+                if isinstance(event, PhaseEvent):
                     now = event
                     end = time.monotonic() + now.seconds
+                    self.phase, self.phase_since = now.phase, time.monotonic()
+                    continue
+                if isinstance(event, ConnectedEvent):
+                    self.connected = event
+                self._on_event(self, event)
         except (EOFError, ConnectionError):
             self.kill()
             return FailedEvent(
@@ -134,7 +170,9 @@ class Session:
 def _blame(phase: Phase, in_candidate: Status) -> Status:
     if phase in ("load", "run"):
         return in_candidate
-    return "connect" if phase == "start" else phase
+    if phase == "start" or phase == "cool":
+        return "connect"
+    return phase
 
 
 def _late(now: PhaseEvent) -> FailedEvent:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tvmx.measure._address import DeviceAddress, Timeouts
+from tvmx.measure._address import DeviceAddress
+from tvmx.measure._cores import Cores
+from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._measurement import Status
+from tvmx.measure._probe import ProbeFigures, ProbeLibrary
 from tvmx.measure._timing import TimingPolicy
 
-Phase = Literal["start", "queue", "connect", "upload", "load", "run"]
+Phase = Literal["start", "queue", "connect", "cool", "upload", "load", "run"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,24 @@ def upload_bytes(spec: Spec) -> int:
     return Path(spec.library).stat().st_size + sum(ref.nbytes for ref in spec.inputs)
 
 
+def library_bytes(spec: Spec) -> int:
+    """Bytes of a job's library."""
+    return Path(spec.library).stat().st_size
+
+
 @dataclass(frozen=True)
 class Link:
-    """How the worker reaches its device. ``threads`` 0 leaves the device's own default."""
+    """How the worker reaches its device and treats it.
+
+    ``probe`` is timed when a session opens, and now and then, to see drift. Above
+    ``max_temperature`` (degrees Celsius) the device is left to cool before the next job.
+    """
 
     address: DeviceAddress
-    threads: int
-    timeouts: Timeouts
+    cores: Cores
+    deadlines: Deadlines
+    probe: ProbeLibrary | None = None
+    max_temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,21 @@ class DescribeTask:
     queue_seconds: float
 
 
-Task = MeasureTask | CompareTask | RunTask | DescribeTask
+@dataclass(frozen=True)
+class InspectTask:
+    """Connect, read everything about the device, run the link's probe; the doctor's task."""
+
+    queue_seconds: float
+
+
+@dataclass(frozen=True)
+class LinkTask:
+    """Go on with another link (other deadlines); an open session stays."""
+
+    link: Link
+
+
+Task = MeasureTask | CompareTask | RunTask | DescribeTask | InspectTask | LinkTask
 
 
 @dataclass(frozen=True)
@@ -124,21 +152,53 @@ class ConnectedEvent:
     identity: str
     threads: int
 
+    @property
+    def server(self) -> str:
+        """``host:port`` of the server, which tells devices of one key apart."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ProbedEvent:
+    """The probe was run on the connected device."""
+
+    figures: ProbeFigures
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True)
+class CoolingEvent:
+    """The device is too warm to measure on and is left alone for a while."""
+
+    temperature_c: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing the doctor found out; ``value`` is raw text, empty where it cannot be read."""
+
+    name: str
+    value: str
+    note: str = ""
+
 
 @dataclass(frozen=True)
 class Timed:
-    """Latencies of one job in microseconds, and its numeric error."""
+    """Latencies of one job in microseconds, its numeric error, and the device's temperature."""
 
     latencies_us: tuple[float, ...]
     max_error: float | None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The task succeeded: one entry per job, or paths of stacked outputs for a RunTask."""
+    """The task succeeded: one entry per job, paths of stacked outputs for a RunTask, or facts."""
 
     timed: tuple[Timed, ...] = ()
     outputs: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,4 +211,4 @@ class FailedEvent:
     max_error: float | None = None
 
 
-Event = PhaseEvent | ConnectedEvent | DoneEvent | FailedEvent
+Event = PhaseEvent | ConnectedEvent | ProbedEvent | CoolingEvent | DoneEvent | FailedEvent

@@ -21,20 +21,26 @@ import numpy as np
 from tvmx.errors import TrackerError
 from tvmx.measure._child import without_torch
 from tvmx.measure._guard import split
+from tvmx.measure._inspect import inspect
 from tvmx.measure._jobs import Array
 from tvmx.measure._prepared import Prepared, PreparedNetwork, prepare
+from tvmx.measure._probing import Probe
 from tvmx.measure._remote import RemoteSession, StepError
 from tvmx.measure._tasks import (
     CompareTask,
     DescribeTask,
     DoneEvent,
     FailedEvent,
+    InspectTask,
     Link,
+    LinkTask,
     MeasureTask,
+    ProbedEvent,
     RunTask,
     Spec,
     Task,
     Timed,
+    library_bytes,
     upload_bytes,
 )
 from tvmx.measure._tracker import tracker_summary
@@ -42,6 +48,7 @@ from tvmx.measure._tracker import tracker_summary
 _IDLE_SECONDS = 3.0
 _SHARE_SECONDS = 2.0
 _COMPARE_STEP_SECONDS = 10.0
+_PROBE_EVERY = 60.0
 
 
 class Worker:
@@ -52,6 +59,7 @@ class Worker:
         self._link = link
         self._session: RemoteSession | None = None
         self._ask_again = 0.0
+        self._probed: dict[str, float] = {}
 
     def serve(self) -> None:
         """Until the parent closes the channel."""
@@ -66,9 +74,18 @@ class Worker:
             self._channel.send(self._do(task))
 
     def _do(self, task: Task) -> DoneEvent | FailedEvent:
+        if isinstance(task, LinkTask):
+            self._link = task.link
+            if self._session is not None:
+                self._session.relink(task.link)
+            return DoneEvent()
         try:
             session = self._connected(task.queue_seconds, self._needs(task))
             session.subject = 0
+            if isinstance(task, InspectTask):
+                return DoneEvent(facts=inspect(session, self._link))
+            self._probe(session)
+            session.cool_down()
             if isinstance(task, MeasureTask):
                 return DoneEvent((prepare(session, task.spec).measure(task.policy),))
             if isinstance(task, CompareTask):
@@ -95,24 +112,38 @@ class Worker:
 
     def _needs(self, task: Task) -> float:
         """Seconds the session must still last for the task."""
-        timeouts = self._link.timeouts
+        deadlines = self._link.deadlines
         if isinstance(task, CompareTask):
-            steps = task.rounds * min(timeouts.run, _COMPARE_STEP_SECONDS)
+            steps = task.rounds * min(deadlines.run, _COMPARE_STEP_SECONDS)
             return sum(self._job_seconds(spec) + steps for spec in task.specs)
-        return timeouts.job if isinstance(task, DescribeTask) else self._job_seconds(task.spec)
+        if isinstance(task, MeasureTask | RunTask):
+            return self._job_seconds(task.spec)
+        return deadlines.job()
 
     def _job_seconds(self, spec: Spec) -> float:
-        timeouts = self._link.timeouts
-        return timeouts.transfer(upload_bytes(spec)) + timeouts.load + timeouts.run
+        deadlines = self._link.deadlines
+        loading = deadlines.loading(library_bytes(spec))
+        return deadlines.transfer(upload_bytes(spec)) + loading + deadlines.run
 
     def _connected(self, queue_seconds: float, seconds: float) -> RemoteSession:
         if self._session and (self._wanted_by_others() or not self._session.usable(seconds)):
             self._drop()
         if self._session is None:
-            lifetime = max(seconds + 30.0, self._link.timeouts.session)
+            lifetime = max(seconds + 15.0, self._link.deadlines.session())
             self._session = RemoteSession(self._link, self._channel.send, queue_seconds, lifetime)
             self._ask_again = time.monotonic() + _SHARE_SECONDS
         return self._session
+
+    def _probe(self, session: RemoteSession) -> None:
+        """Run the link's probe if this device has not shown its figures for a while."""
+        library = self._link.probe
+        last = self._probed.get(session.server)
+        now = time.monotonic()
+        if library is None or (last is not None and now - last < _PROBE_EVERY):
+            return
+        figures = Probe(session, library).figures(warm=True)
+        self._probed[session.server] = now
+        self._channel.send(ProbedEvent(figures, session.thermometer.read()))
 
     def _wanted_by_others(self) -> bool:
         """Whether another client waits for a device: then it is their turn first."""
@@ -137,9 +168,9 @@ class Worker:
             for index, item in enumerate(prepared):
                 session.subject = index
                 number = task.policy.calls(item.estimate_us)
-                latencies[index] += item.time(number, 1, task.policy.warmup)
+                latencies[index] += item.time(number, 1, task.policy)
         return tuple(
-            Timed(tuple(times), item.max_error)
+            Timed(tuple(times), item.max_error, session.thermometer.read())
             for times, item in zip(latencies, prepared, strict=True)
         )
 
@@ -147,7 +178,7 @@ class Worker:
         network: PreparedNetwork | None = None
         results: list[list[Array]] = []
         for index in range(task.count):
-            if network is None or not session.lasts(self._link.timeouts.run):
+            if network is None or not session.lasts(self._link.deadlines.run):
                 network = None
                 session = self._connected(task.queue_seconds, self._needs(task))
                 network = PreparedNetwork(session, task.spec)
