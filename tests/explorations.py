@@ -156,13 +156,14 @@ def scripted(
     runner.close = lambda: None  # type: ignore[method-assign]
 
     @contextmanager
-    def open_runner(*_: object) -> Iterator[FakeRunner]:
+    def open_runner(*_: object, **__: object) -> Iterator[FakeRunner]:
         yield runner
 
     pool = type("Pool", (FakePool,), {"refuse": refuse})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tvmx.explore._explore.open_runner", open_runner)
         patch.setattr("tvmx.explore._explore.BuildPool", pool)
+        patch.setattr("tvmx.explore._explore.build_probe", lambda *_: None)
         patch.setattr("tvmx.explore._explore.build_plan", build_once)
         yield runner
 

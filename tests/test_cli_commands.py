@@ -22,7 +22,7 @@ from tvmx.explore import (
     ExploreResult,
     LayerSummary,
 )
-from tvmx.measure import DeviceAddress
+from tvmx.measure import Cores, DeviceAddress, Manners
 from tvmx.testing.models import residual_model
 from tvmx.testing.templates import CheckReport, CheckResult, Performance
 
@@ -194,8 +194,8 @@ def test_explore_asks_for_what_the_options_say(
     assert explore.args[0] == ExploreRequest(
         model=model, target="rpi4", out=Path("r"), shapes={name: shape_of(model)},
         tracker=DeviceAddress("::1", 9190, "pi"), data=Path("d.npz"), budget_s=90.0, trials=7,
-        max_accuracy_drop=0.5, objective="arena", threads=4, schedules=(Path("own"),), seed=3,
-        fresh=True,
+        max_accuracy_drop=0.5, objective="arena", manners=Manners(Cores(threads=4)),
+        schedules=(Path("own"),), seed=3, fresh=True,
     )  # fmt: skip
     assert ExploreResult.model_validate(data) == OUTCOME
 

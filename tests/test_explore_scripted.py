@@ -27,7 +27,7 @@ from tvmx.explore import ExploreRequest, ExploreResult, build_bundle, dry_run, e
 from tvmx.explore._context import Context
 from tvmx.frontends import load_model
 from tvmx.ir import Plan
-from tvmx.measure import Job
+from tvmx.measure import Cores, Job, Manners
 from tvmx.store import Journal, MeasurementKey, Run
 from tvmx.targets import load_target
 from tvmx.testing.models import onnx_reference
@@ -180,7 +180,8 @@ def _other(workload: str) -> bool:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"seed": 1}, "seed: 0 there, 1 now"), ({"objective": "arena"}, "objective"),
-     ({"threads": 2}, "threads"), ({"schedules": (EXAMPLE,)}, "schedule templates")],
+     ({"manners": Manners(Cores(threads=2))}, "threads"),
+     ({"schedules": (EXAMPLE,)}, "schedule templates")],
 )  # fmt: skip
 def test_another_request_is_refused(
     run: tuple[Path, ExploreResult], model: Path, changes: dict[str, Any], told: str

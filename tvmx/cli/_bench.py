@@ -11,11 +11,22 @@ import typer
 
 from tvmx.cli import _units as units
 from tvmx.cli._check import check_folder
-from tvmx.cli._device import check_device, check_runs_here, open_runner, parse_device
+from tvmx.cli._device import check_device, check_runs_here, parse_device, parse_manners
 from tvmx.cli._errors import guarded
-from tvmx.cli._options import Bundle, Json, Key, Threads, Tracker
+from tvmx.cli._options import (
+    Bundle,
+    Cores,
+    Deadline,
+    Json,
+    Key,
+    MaxTemperature,
+    Threads,
+    Tracker,
+    Wait,
+)
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import check_count
+from tvmx.cli._progress import open_progress
 from tvmx.cli._run import bundle_job, require_ok
 from tvmx.errors import BundleError
 
@@ -45,7 +56,11 @@ def bench(
     ] = None,
     tracker: Tracker = None,
     key: Key = None,
-    threads: Threads = 1,
+    threads: Threads = None,
+    cores: Cores = None,
+    deadline: Deadline = None,
+    wait: Wait = "30s",
+    max_temperature: MaxTemperature = None,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", help="Rounds; each times every bundle once.")
     ] = 20,
@@ -58,7 +73,8 @@ def bench(
     """
     check_count(rounds, "--rounds", 10_000, "at most 10000 are timed")
     address = parse_device(tracker, key)
-    _check_threads(threads, address)
+    manners = parse_manners(cores, threads, deadline, wait, max_temperature)
+    _check_threads(manners.cores.threads, address)
     paths = [bundle] if against is None else [bundle, against]
     for path in paths:
         check_folder(path, "bundle", hint=_HINT)
@@ -69,12 +85,18 @@ def bench(
     for each in opened:
         check_runs_here(each, address)
     check_device(address)
-    with open_runner(address, threads=threads, arch=opened[0].manifest.arch) as runner:
+    from tvmx.measure import open_runner
+
+    output = Output(as_json)
+    with (
+        open_progress(output) as progress,
+        open_runner(address, manners, arch=opened[0].manifest.arch, observer=progress) as runner,
+    ):
         measured = runner.compare([bundle_job(each) for each in opened], rounds)
     for each, result in zip(opened, measured, strict=True):
         require_ok(result, str(each.path))
     data = _describe(opened, measured)
-    Output(as_json).emit(data, lambda screen: _render(screen, data))
+    output.emit(data, lambda screen: _render(screen, data))
 
 
 def _check_threads(threads: int, address: DeviceAddress | None) -> None:

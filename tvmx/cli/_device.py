@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tvmx.cli._parse import check_count, check_number, parse_duration
 from tvmx.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from tvmx.deploy import Bundle
-    from tvmx.measure import DeviceAddress, Runner
+    from tvmx.measure import DeviceAddress, Manners
 
 DEFAULT_TRACKER = "127.0.0.1:9190"
+DEFAULT_WAIT = "10m"
 
 
 def parse_device(tracker: str | None, key: str | None) -> DeviceAddress | None:
@@ -55,20 +56,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@contextmanager
-def open_runner(address: DeviceAddress | None, *, threads: int, arch: str) -> Iterator[Runner]:
-    """A runner on the device, or on a farm of its own on this machine where there is none.
+def parse_manners(
+    cores: str | None = None,
+    threads: int | None = None,
+    deadline: Sequence[str] | None = None,
+    wait: str = DEFAULT_WAIT,
+    max_temperature: float | None = None,
+    cold: bool = False,
+) -> Manners:
+    """How devices are to be used, from the options of that name. Raises UsageError."""
+    from tvmx.measure import Cores, Deadlines, Manners
 
-    ``arch`` is what the libraries are built for.
-    """
-    from tvmx.measure import Cores, LocalFarm, RpcRunner
-
-    if address is not None:
-        with RpcRunner(address, cores=Cores(threads=threads), arch=arch) as runner:
-            yield runner
-        return
-    with LocalFarm(threads=threads) as farm, farm.runner(arch=arch) as runner:
-        yield runner
+    if threads is not None:
+        check_count(threads, "--threads", 1024, "devices have fewer cores")
+    if max_temperature is not None:
+        check_number(max_temperature, "--max-temperature", 20, 150, "degrees Celsius")
+    chosen = {} if max_temperature is None else {"max_temperature": max_temperature}
+    return Manners(
+        cores=Cores.parse(cores, threads),
+        deadlines=Deadlines.parse(deadline or ()),
+        patience_s=parse_duration(wait, "--wait"),
+        cold=cold,
+        **chosen,
+    )
 
 
 def check_runs_here(bundle: Bundle, address: DeviceAddress | None) -> None:

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvmx.cli._check import check_schedules, check_writable
-from tvmx.cli._device import check_device, parse_device
+from tvmx.cli._device import DEFAULT_WAIT, check_device, parse_device, parse_manners
 from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._explore_view import render_dry_run, render_result
-from tvmx.cli._options import Json, Key, Model, Schedules, Shapes, Target, Threads, Tracker
+from tvmx.cli._options import (
+    Cores,
+    Deadline,
+    Json,
+    Key,
+    MaxTemperature,
+    Model,
+    Schedules,
+    Shapes,
+    Target,
+    Threads,
+    Tracker,
+    Wait,
+)
 from tvmx.cli._output import Output
 from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes, parse_size
 from tvmx.cli._preflight import (
@@ -28,6 +41,8 @@ from tvmx.errors import UsageError
 
 if TYPE_CHECKING:
     from tvmx.explore import ExploreRequest
+    from tvmx.measure import Cores as ChosenCores
+    from tvmx.targets import Target as TargetFile
 
 EPILOG = """Examples:
   tvmx explore network.onnx --target host --budget 2m
@@ -130,7 +145,17 @@ def explore_model(
             help="What the best plan is best at.",
         ),
     ] = Objective.LATENCY,
-    threads: Threads = 1,
+    threads: Threads = None,
+    cores: Cores = None,
+    deadline: Deadline = None,
+    wait: Wait = DEFAULT_WAIT,
+    max_temperature: MaxTemperature = None,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold", help="Time kernels on flushed caches: as after other work, not in a loop."
+        ),
+    ] = False,
     schedules: Schedules = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of every choice.")] = 0,
     out: Annotated[
@@ -163,8 +188,8 @@ def explore_model(
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
     board = check_target(target)
-    cores = sum(cluster.count for cluster in board.clusters)
-    check_count(threads, "--threads", cores, f"target {board.name} has {cores} cores")
+    manners = parse_manners(cores, threads, deadline, wait, max_temperature, cold)
+    _check_cores(manners.cores, board)
     if address is None and not dry_run:
         check_measurable(board)
     run = check_writable(out or Path(f"{model.stem}-{board.name}.run"))
@@ -186,7 +211,7 @@ def explore_model(
         max_weights=weights,
         max_arena=arena,
         objective=objective.value,
-        threads=threads,
+        manners=manners,
         schedules=folders,
         seed=seed,
         fresh=fresh,
@@ -217,6 +242,20 @@ def _dry_run(request: ExploreRequest, output: Output) -> None:
 
     plan = dry_run(request)
     output.emit(plan, lambda screen: render_dry_run(screen, plan))
+
+
+def _check_cores(chosen: ChosenCores, board: TargetFile) -> None:
+    """The target's file knows how many cores there are, and of which kind."""
+    clusters = board.clusters[:1] if chosen.cluster == "big" else board.clusters[1:]
+    if not clusters:
+        raise UsageError(
+            f"--cores {chosen}: target {board.name} has cores of one kind only",
+            hint=f"--cores big:{chosen.threads}, or --threads {chosen.threads}",
+        )
+    # Threads beyond the big cluster go on to the others, as TVM assigns them.
+    count = board.cores if chosen.cluster == "big" else sum(c.count for c in clusters)
+    kind = "" if chosen.cluster == "big" else " little"
+    check_count(chosen.threads, "--threads", count, f"target {board.name} has {count}{kind} cores")
 
 
 def _check_numbers(trials: int | None, max_accuracy_drop: float, seed: int) -> None:

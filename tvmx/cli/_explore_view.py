@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 from tvmx.cli._units import clock, duration, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tvmx.cli._output import Screen
-    from tvmx.explore import CandidateSummary, DryRun, ExploreResult, LayerSummary
+    from tvmx.explore import (
+        CandidateSummary,
+        DeviceSummary,
+        DryRun,
+        ExploreResult,
+        LayerSummary,
+    )
 
 OTHERS = 3
 
@@ -19,14 +27,17 @@ def render_result(screen: Screen, result: ExploreResult) -> None:
     _layers(screen, result.layers)
     screen.fields(
         {
-            "device": f"{result.device}, {_threads(result.threads)}",
+            "device": f"{result.device}, {_threads(result)}",
             "objective": result.objective,
             "measured": f"{result.measurements} kernels, {result.failures} failed, "
             f"in {clock(result.seconds)}",
             "outputs checked": _checked(result),
+            "deadlines": result.deadlines,
             "run": result.run,
         }
     )
+    if len(result.devices) > 1:
+        _devices(screen, result.devices)
     for note in result.notes:
         screen.line(f"note: {note}")
     screen.line("next:")
@@ -121,8 +132,29 @@ def _layer(row: LayerSummary, memory: bool) -> tuple[object, ...]:
     return tuple(cells)
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count != 1 else ''}"
+def _threads(result: ExploreResult) -> str:
+    cores = "" if result.cores == "big" else f" on {result.cores} cores"
+    return f"{result.threads} thread{'s' if result.threads != 1 else ''}{cores}"
+
+
+def _devices(screen: Screen, devices: Sequence[DeviceSummary]) -> None:
+    """Who measured the kernels, where several devices did."""
+    screen.table(
+        ("device", "what it is", "kernels", "float peak", "memory", "drift", "flag"),
+        (
+            (
+                device.server,
+                device.identity,
+                device.measured,
+                "-" if device.fma_gflops is None else f"{device.fma_gflops:.1f} GFLOP/s",
+                "-" if device.stream_gbs is None else f"{device.stream_gbs:.1f} GB/s",
+                "-" if device.drift is None else f"{device.drift:.1%}",
+                device.deviation or "",
+            )
+            for device in devices
+        ),
+        right=("kernels", "float peak", "memory", "drift"),
+    )
 
 
 def render_dry_run(screen: Screen, plan: DryRun) -> None:

@@ -45,7 +45,40 @@ Schedules = Annotated[
     ),
 ]
 Threads = Annotated[
-    int, typer.Option("--threads", metavar="N", help="Threads the network runs with.")
+    int | None,
+    typer.Option("--threads", metavar="N", help="Threads the network runs with. Default: 1."),
+]
+Cores = Annotated[
+    str | None,
+    typer.Option(
+        "--cores",
+        metavar="CLUSTER[:N]",
+        help="Cores of the device to run on: big or little, and how many threads, such as "
+        "little:2. Default: big.",
+    ),
+]
+Deadline = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--deadline",
+        metavar="PHASE=SECONDS",
+        help="Longest a phase of a job may take: queue, connect, upload, load or run. "
+        "Default for run: from the baseline's time. Repeatable.",
+    ),
+]
+Wait = Annotated[
+    str,
+    typer.Option(
+        "--wait", metavar="TIME", help="How long to wait when no device is left, such as 30m."
+    ),
+]
+MaxTemperature = Annotated[
+    float | None,
+    typer.Option(
+        "--max-temperature",
+        metavar="CELSIUS",
+        help="Let a device cool above this, where its temperature can be read. Default: 80.",
+    ),
 ]
 BundleOut = Annotated[
     Path,

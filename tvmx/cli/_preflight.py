@@ -109,6 +109,8 @@ def check_run(
             "target": target.name,
             "device": request.tracker.key if request.tracker else "host",
             "threads": request.threads,
+            "cores": request.manners.cores.cluster,
+            "cache": request.cache,
             "seed": request.seed,
             "objective": request.objective,
             "metric": request.metric,

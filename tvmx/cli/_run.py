@@ -9,10 +9,11 @@ import typer
 
 from tvmx.cli import _units as units
 from tvmx.cli._check import check_file, check_file_writable, check_folder
-from tvmx.cli._device import check_device, check_runs_here, open_runner, parse_device
+from tvmx.cli._device import check_device, check_runs_here, parse_device, parse_manners
 from tvmx.cli._errors import guarded
-from tvmx.cli._options import Bundle, Json, Key, Tracker
+from tvmx.cli._options import Bundle, Deadline, Json, Key, Tracker
 from tvmx.cli._output import Output, Screen
+from tvmx.cli._progress import open_progress
 from tvmx.errors import MeasureError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run_bundle(
         Path | None,
         typer.Option("--output", metavar="FILE.npz", help="Write output_0, output_1 ... there."),
     ] = None,
+    deadline: Deadline = None,
     as_json: Json = False,
 ) -> None:
     """Run a bundle over RPC: on a board, or on this machine.
@@ -65,20 +67,27 @@ def run_bundle(
     if output_file is not None:
         check_file_writable(output_file)
     address = parse_device(tracker, key)
+    manners = parse_manners(deadline=deadline, wait="30s")
     from tvmx.deploy import load_bundle
 
     opened = load_bundle(bundle)
     check_runs_here(opened, address)
     job = _job(opened, input_file)
     check_device(address)
-    with open_runner(address, threads=1, arch=opened.manifest.arch) as runner:
+    from tvmx.measure import open_runner
+
+    output = Output(as_json)
+    with (
+        open_progress(output) as progress,
+        open_runner(address, manners, arch=opened.manifest.arch, observer=progress) as runner,
+    ):
         (measured,) = runner.measure([job])
         require_ok(measured, job.name)
         (outputs,) = runner.run(job, [job.inputs])
     if output_file is not None:
         _write(output_file, outputs)
     data = _describe(opened, job, measured, outputs, output_file)
-    Output(as_json).emit(data, lambda screen: _render(screen, data))
+    output.emit(data, lambda screen: _render(screen, data))
 
 
 def require_ok(measured: Measurement, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tvmx.explore._request import (
     BundleSummary,
     CandidateSummary,
+    DeviceSummary,
     DryRun,
     DryRunWorkload,
     ExploreRequest,
@@ -23,9 +24,21 @@ if TYPE_CHECKING:
     from tvmx.explore._export import build_bundle, export_run
 
 __all__ = [
-    "BundleSummary", "CandidateSummary", "DryRun", "DryRunWorkload", "ExploreRequest",
-    "ExploreResult", "LayerSummary", "Objective", "Progress", "Silent", "build_bundle", "dry_run",
-    "explore", "export_run",
+    "BundleSummary",
+    "CandidateSummary",
+    "DeviceSummary",
+    "DryRun",
+    "DryRunWorkload",
+    "ExploreRequest",
+    "ExploreResult",
+    "LayerSummary",
+    "Objective",
+    "Progress",
+    "Silent",
+    "build_bundle",
+    "dry_run",
+    "explore",
+    "export_run",
 ]  # fmt: skip
 
 _LAZY = {

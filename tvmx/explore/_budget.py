@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 _LEAST_TUNING = 0.4  # of the seconds, whatever the whole networks will cost
 
@@ -12,12 +13,14 @@ class Budget:
     """Seconds and / or trials; whichever is used up first ends the tuning.
 
     ``spent_s`` is what earlier, interrupted parts of the same run used. :meth:`reserve`
-    keeps seconds back for what comes after the tuning.
+    keeps seconds back for what comes after the tuning. ``paused`` tells the seconds that do not
+    count, because no device was there.
     """
 
     def __init__(self, seconds: float | None, trials: int | None, *, spent_s: float = 0.0) -> None:
         self.seconds, self.trials = seconds, trials
         self._start = time.monotonic() - spent_s
+        self.paused: Callable[[], float] = _never
         self._tuning = math.inf if seconds is None else seconds
 
     def reserve(self, seconds: float) -> None:
@@ -28,7 +31,7 @@ class Budget:
     @property
     def elapsed_s(self) -> float:
         """Seconds used so far, earlier parts of the run included."""
-        return time.monotonic() - self._start
+        return time.monotonic() - self._start - self.paused()
 
     @property
     def left_s(self) -> float | None:
@@ -48,3 +51,7 @@ class Budget:
         if self.trials is not None and math.isinf(self._tuning):
             return float(min(trials, self.trials)), float(self.trials)
         return min(self.elapsed_s, self._tuning), self._tuning
+
+
+def _never() -> float:
+    return 0.0

@@ -1,16 +1,12 @@
-"""Opening the device a request names: a board behind a tracker, or the host's own server."""
+"""The device a request names: a board behind a tracker, or the host's own server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from tvmx.build import host_arch
 from tvmx.errors import UsageError
-from tvmx.measure import Cores, DeviceAddress, LocalFarm, RpcRunner, Runner, require_key
+from tvmx.explore._request import DeviceSummary
+from tvmx.measure import DRIFT, LOCAL_KEY, DeviceAddress, Runner, require_key
 from tvmx.targets import Target
-
-LOCAL_KEY = "host"
 
 
 def device_key(tracker: DeviceAddress | None) -> str:
@@ -34,15 +30,31 @@ def check_device(target: Target, tracker: DeviceAddress | None) -> None:
         )
 
 
-@contextmanager
-def open_runner(target_arch: str, tracker: DeviceAddress | None, threads: int) -> Iterator[Runner]:
-    """A runner on the device; without a tracker an own tracker and server as children."""
-    if tracker is not None:
-        with RpcRunner(tracker, cores=Cores(threads=threads), arch=target_arch) as runner:
-            yield runner
-        return
-    with (
-        LocalFarm(threads=threads, key=LOCAL_KEY) as farm,
-        farm.runner(arch=target_arch) as runner,
-    ):
-        yield runner
+def device_summaries(runner: Runner) -> list[DeviceSummary]:
+    """Who measured, in the form of the result."""
+    return [
+        DeviceSummary(
+            server=report.server, identity=report.identity, measured=report.measured,
+            fma_gflops=report.first.fma_gflops if report.first else None,
+            stream_gbs=report.first.stream_gbs if report.first else None,
+            drift=report.drift, deviation=report.deviation,
+        )
+        for report in runner.devices
+    ]  # fmt: skip
+
+
+def device_notes(runner: Runner) -> list[str]:
+    """What a reader must know of the devices: drift beyond 3 %, unlike siblings, pauses."""
+    notes = []
+    for report in runner.devices:
+        name = f"device on {report.server} ({report.identity})"
+        if report.drift is not None and report.drift > DRIFT:
+            notes.append(
+                f"{name}: probe figures moved by {report.drift:.0%} since the start; its kernels "
+                "measured far apart compare badly"
+            )
+        if report.deviation is not None:
+            notes.append(f"{name}: {report.deviation} than its siblings'; leave it out?")
+    if runner.waited_s >= 1:
+        notes.append(f"{runner.waited_s:.0f} s were spent waiting for a device")
+    return notes

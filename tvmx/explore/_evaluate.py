@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tvmx.build import SYMBOL, BuildPool, BuildResult, KernelBuild
 from tvmx.errors import DeviceError
 from tvmx.ir import Config, Implementation, to_physical
-from tvmx.measure import KernelJob, Measurement, OnResult, Runner, TimingPolicy
+from tvmx.measure import KernelJob, Manners, Measurement, OnResult, Runner, TimingPolicy
 from tvmx.store import Journal, MeasurementKey, MeasurementRecord
 from tvmx.targets import Target
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tvmx.templates import Operands, TemplateEntry
 
 _DEVICE_RETRIES = 3
+_RETRY_S = 60.0  # a runner that waited longer than this for a device need not be asked again
+_LEAST_FLUSH, _MOST_FLUSH = 8 << 20, 128 << 20
 _OPERANDS_KEPT = 2
 _OTHERS_AT_ONCE = 8
 _RTOL = 1e-3  # of the range; int8 kernels must be exact
@@ -67,15 +69,17 @@ class KernelEvaluator:
 
     A candidate the journal knows is neither built nor measured again, whether it succeeded
     or failed. Equal binaries of one workload are measured once. Counts ``measured``,
-    ``recalled`` and ``failed``.
+    ``recalled`` and ``failed``. ``policy`` is how kernels are timed.
     """
 
     def __init__(
-        self, *, target: Target, target_key: str, device: str, threads: int,
+        self, *, target: Target, target_key: str, device: str, manners: Manners,
         versions: dict[str, str], journal: Journal, runner: Runner, pool: BuildPool, folder: Path,
     ) -> None:  # fmt: skip
         self._target, self._target_key, self._device = target, target_key, device
-        self._threads, self._versions = threads, versions
+        self._manners, self._versions = manners, versions
+        quick = TimingPolicy.quick()
+        self.policy = quick.cold(flush_bytes(target)) if manners.cold else quick
         self._journal, self._runner, self._pool, self._folder = journal, runner, pool, folder
         self._operands: OrderedDict[str, Operands] = OrderedDict()
         self._binaries: dict[tuple[str, str], Measurement] = {}
@@ -94,7 +98,7 @@ class KernelEvaluator:
         """The journal key of a candidate."""
         return MeasurementKey.of(
             task.variant.digest, task.implementation, config, target=self._target_key,
-            device=self._device, threads=self._threads, versions=self._versions,
+            device=self._device, versions=self._versions, **self._state,
         )  # fmt: skip
 
     def recall(self, key: MeasurementKey) -> Measurement | None:
@@ -102,7 +106,7 @@ class KernelEvaluator:
         record = self._journal.lookup(key)
         return None if record is None else Measurement.model_validate(record.measurement)
 
-    def finish(self, batch: list[Pending], policy: TimingPolicy) -> list[Measurement]:
+    def finish(self, batch: list[Pending]) -> list[Measurement]:
         """Wait for the builds of a batch, measure them, journal all; in the order given.
 
         Raises:
@@ -124,7 +128,7 @@ class KernelEvaluator:
             else:
                 assert built.library is not None
                 jobs.append((index, self._job(pending, built.library), built.digest))
-        self._measure(batch, jobs, results, policy)
+        self._measure(batch, jobs, results)
         return [r for r in results if r is not None]
 
     def others(self, named: Sequence[tuple[str, Callable[[], KernelJob]]]) -> list[Measurement]:
@@ -139,7 +143,7 @@ class KernelEvaluator:
                 if not measurement.device_fault:
                     found[part[number]] = self._record(keys[part[number]], measurement)
 
-            self._on_device([named[i][1]() for i in part], TimingPolicy.quick(), journal)
+            self._on_device([named[i][1]() for i in part], self.policy, journal)
         return [m for m in found if m is not None]
 
     def retime(self, task: Task, configs: Sequence[Config], rounds: int) -> list[Measurement]:
@@ -168,7 +172,7 @@ class KernelEvaluator:
                 self._job(Pending(task, config, key), job.library)
                 for config, key, job in zip(configs, keys, jobs, strict=True)
             ],
-            rounds, TimingPolicy.quick(),
+            rounds, self.policy,
         )  # fmt: skip
         if not all(m.ok for m in measured):
             return []
@@ -179,6 +183,13 @@ class KernelEvaluator:
         for library in self._folder.glob("*.so"):
             library.unlink(missing_ok=True)
 
+    @property
+    def _state(self) -> dict[str, Any]:
+        """How kernels are run, for the key."""
+        cores = self._manners.cores
+        cache = "cold" if self._manners.cold else "warm"
+        return {"threads": cores.threads, "cores": cores.cluster, "cache": cache}
+
     def _build_job(self, task: Task, config: Config) -> KernelBuild:
         return KernelBuild.of(
             task.variant, task.entry.name, task.entry.path, config, self._target, self._folder
@@ -187,13 +198,13 @@ class KernelEvaluator:
     def _named_key(self, name: str) -> MeasurementKey:
         return MeasurementKey(
             workload=name, implementation="{}", config="{}", target=self._target_key,
-            device=self._device, threads=self._threads,
+            device=self._device, **self._state,
             tvmx=self._versions["tvmx"], tvm=self._versions["tvm"],
         )  # fmt: skip
 
     def _measure(
         self, batch: list[Pending], jobs: list[tuple[int, KernelJob, str]],
-        results: list[Measurement | None], policy: TimingPolicy,
+        results: list[Measurement | None],
     ) -> None:  # fmt: skip
         def journal(number: int, measurement: Measurement) -> None:
             if measurement.device_fault:
@@ -205,7 +216,7 @@ class KernelEvaluator:
             results[index] = self._record(pending.key, measurement)
             self.measured += 1
 
-        self._on_device([job for _, job, _ in jobs], policy, journal)
+        self._on_device([job for _, job, _ in jobs], self.policy, journal)
 
     def _on_device(
         self, jobs: list[KernelJob], policy: TimingPolicy, on_result: OnResult
@@ -216,7 +227,10 @@ class KernelEvaluator:
         """
         results: dict[int, Measurement] = {}
         left = list(range(len(jobs)))
-        for _ in range(1 + _DEVICE_RETRIES):
+        start = time.monotonic()
+        for attempt in range(1 + _DEVICE_RETRIES):
+            if attempt and time.monotonic() - start > _RETRY_S:
+                break
             numbers = list(left)
 
             def done(position: int, measurement: Measurement, numbers: list[int] = numbers) -> None:
@@ -271,6 +285,17 @@ class KernelEvaluator:
         while len(self._operands) > _OPERANDS_KEPT:
             self._operands.popitem(last=False)
         return found
+
+
+def flush_bytes(target: Target) -> int:
+    """What must be written to push a kernel's operands out of all caches: twice the outermost.
+
+    Target files know L1 and L2; a system-level cache behind them is taken to be at most four
+    times as large as all L2 together.
+    """
+    clusters = target.clusters
+    l2 = sum(c.l2_kib * (c.count if c.l2_private else 1) for c in clusters)
+    return min(_MOST_FLUSH, max(_LEAST_FLUSH, 8 * l2 << 10))
 
 
 def _build_failure(built: BuildResult) -> Measurement:

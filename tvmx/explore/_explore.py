@@ -11,12 +11,13 @@ from typing import Any
 
 from tvmx.accuracy import DEFAULT_METRIC, Dataset, load_data, load_metric
 from tvmx.build import BuildPool
+from tvmx.doctor import build_probe
 from tvmx.errors import MeasureError
 from tvmx.explore._accuracy import Scorer
 from tvmx.explore._budget import Budget
 from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
-from tvmx.explore._devices import check_device, device_key, open_runner
+from tvmx.explore._devices import check_device, device_key, device_notes, device_summaries
 from tvmx.explore._dominance import Worth, undominated
 from tvmx.explore._evaluate import KernelEvaluator
 from tvmx.explore._golden import save_golden
@@ -27,10 +28,10 @@ from tvmx.explore._search import KEPT, search
 from tvmx.explore._sizes import packed_sizes
 from tvmx.explore._table import ConversionKey, TunedTable, no_drop
 from tvmx.explore._transitions import measure_transitions
-from tvmx.explore._tuning import KernelTuning, Tuned
+from tvmx.explore._tuning import KernelTuning, Tuned, noise
 from tvmx.explore._whole import BuiltPlan, build_plan, network_job, rtol_of
 from tvmx.ir import Implementation, Layer, Plan
-from tvmx.measure import Measurement, NetworkJob, TimingPolicy
+from tvmx.measure import DRIFT, Measurement, NetworkJob, TimingPolicy, open_runner
 from tvmx.passes import baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
@@ -84,12 +85,18 @@ class _Exploration:
         self.budget = Budget(seconds, request.trials, spent_s=spent)
         with ExitStack() as stack, ThreadPoolExecutor(1) as beside:
             # The device's server takes seconds to start: build the baseline meanwhile.
-            device = open_runner(context.target.arch, request.tracker, request.threads)
+            device = open_runner(
+                request.tracker, request.manners, arch=context.target.arch,
+                observer=self.progress, probe=build_probe(context.target, self.folder.work),
+            )  # fmt: skip
             opening = beside.submit(stack.enter_context, device)
             self.progress.stage("baseline")
             self._prepare()
             self.runner = opening.result()
-            self._reserve(self._check_baseline())
+            self.budget.paused = lambda: self.runner.waited_s
+            self.first = self._check_baseline()
+            self._tighten(self.first)
+            self._reserve(self.first)
             # Locally one core measures; building on it would show in the figures.
             workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
             self.evaluator = self._evaluator(stack.enter_context(BuildPool(workers)))
@@ -146,10 +153,31 @@ class _Exploration:
             )
         return measurement
 
+    def _tighten(self, baseline: Measurement) -> None:
+        """No candidate need be waited for much longer than the baseline takes."""
+        policy = TimingPolicy.quick()
+        self.runner.deadlines = self.runner.deadlines.derive(
+            baseline.median_us or 0.0, policy.longest_s
+        )
+        self.progress.message(f"deadlines: {self.runner.deadlines.describe()}")
+
+    def _repeat_baseline(self) -> None:
+        """Time the baseline again, late in the run: has the device changed meanwhile?"""
+        again, first = self._check_baseline(), self.first
+        if again.server != first.server or not (again.median_us and first.median_us):
+            return
+        drift = again.median_us / first.median_us - 1
+        (low, high), (first_low, first_high) = noise(again), noise(first)
+        if abs(drift) > DRIFT and (low > first_high or high < first_low):
+            self.notes.append(
+                f"the baseline takes {abs(drift):.1%} {'longer' if drift > 0 else 'less'} than at "
+                "the start: the device drifted, kernels measured far apart compare badly"
+            )
+
     def _evaluator(self, pool: BuildPool) -> KernelEvaluator:
         return KernelEvaluator(
             target=self.context.target, target_key=self.context.target_key,
-            device=device_key(self.request.tracker), threads=self.request.threads,
+            device=device_key(self.request.tracker), manners=self.request.manners,
             versions=versions(), journal=self.folder.journal, runner=self.runner, pool=pool,
             folder=self.folder.work / "kernels",
         )  # fmt: skip
@@ -176,7 +204,8 @@ class _Exploration:
         return RunSettings(
             model=context.model.digest, model_path=str(request.model.resolve()),
             shapes=request.shapes, target=name, target_digest=digest,
-            device=device_key(request.tracker), threads=request.threads, seed=request.seed,
+            device=device_key(request.tracker), threads=request.threads,
+            cores=request.manners.cores.cluster, cache=request.cache, seed=request.seed,
             objective=request.objective, data=self.data.digest if self.data else None,
             data_path=str(request.data.resolve()) if request.data else "",
             metric=request.metric, metric_digest=self.metric.fingerprint,
@@ -309,6 +338,7 @@ class _Exploration:
                 seconds_left=self.budget.left_s,
             )  # fmt: skip
         self.progress.stage("measure")
+        self._repeat_baseline()
         jobs = [self._job(b) for b in built]
         measured = self.runner.compare(jobs, _ROUNDS, TimingPolicy.careful())
         if not measured[0].ok:
@@ -318,12 +348,15 @@ class _Exploration:
             self.request, self.context, self.runner, self.reference, self.table, self.scorer,
             self.notes,
         )  # fmt: skip
+        self.notes += device_notes(self.runner)
         candidates = outcome.candidates(built, measured, jobs)
         best, memory = outcome.best(candidates), outcome.best_memory(candidates)
         result = ExploreResult(
             run=str(self.request.out), model=str(self.request.model),
             target=self.context.target.name, device=self.runner.identity,
-            threads=self.request.threads, objective=self.request.objective,
+            devices=device_summaries(self.runner), threads=self.request.threads,
+            cores=self.request.manners.cores.cluster,
+            deadlines=self.runner.deadlines.describe(), objective=self.request.objective,
             candidates=candidates, baseline=0, best=best, best_memory=memory,
             layers=outcome.layers(built, candidates[best], candidates[memory]),
             measurements=tuning.trials, failures=self.evaluator.failed,

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tvmx.measure import DeviceAddress
+from tvmx.measure import DeviceAddress, Manners
 
 Objective = Literal["latency", "arena", "weights"]
 Calibration = Literal["percentile", "minmax"]
@@ -22,6 +22,7 @@ class ExploreRequest:
     budget is 600 s. ``max_accuracy_drop`` is in percentage points of ``metric``
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
     ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found.
+    ``manners`` say how the devices are used: cores, deadlines, patience.
     """
 
     model: Path
@@ -38,10 +39,20 @@ class ExploreRequest:
     max_weights: int | None = None
     max_arena: int | None = None
     objective: Objective = "latency"
-    threads: int = 1
+    manners: Manners = field(default_factory=Manners)
     schedules: tuple[Path, ...] = ()
     seed: int = 0
     fresh: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Threads of the network."""
+        return self.manners.cores.threads
+
+    @property
+    def cache(self) -> Literal["warm", "cold"]:
+        """State of the caches kernels are timed in."""
+        return "cold" if self.manners.cold else "warm"
 
 
 class CandidateSummary(BaseModel):
@@ -92,12 +103,31 @@ class LayerSummary(BaseModel):
     memory_us: float | None = None
 
 
+class DeviceSummary(BaseModel):
+    """A device that took part. ``server`` is host:port, ``measured`` counts its kernels.
+
+    ``fma_gflops`` and ``stream_gbs`` are what the probe reached at first; ``drift`` is the
+    largest relative change since (0.05: 5 %), ``deviation`` how it differs from its siblings.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    server: str
+    identity: str
+    measured: int
+    fma_gflops: float | None = None
+    stream_gbs: float | None = None
+    drift: float | None = None
+    deviation: str | None = None
+
+
 class ExploreResult(BaseModel):
     """The outcome; also written to ``result.json`` of the run.
 
     ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner for the objective
     and ``candidates[best_memory]`` the one of least weights plus arena among those that meet
-    accuracy and memory limits (all possibly the same). ``device`` says where it was measured;
+    accuracy and memory limits (all possibly the same). ``device`` says where the whole networks
+    were measured, ``devices`` who measured the kernels, ``deadlines`` what each phase could take;
     ``notes`` is what a reader must know.
     """
 
@@ -107,7 +137,10 @@ class ExploreResult(BaseModel):
     model: str
     target: str
     device: str
+    devices: list[DeviceSummary] = Field(default_factory=list)
     threads: int
+    cores: str = "big"
+    deadlines: str = ""
     objective: str
     candidates: list[CandidateSummary]
     baseline: int
@@ -186,6 +219,9 @@ class Progress(Protocol):
     def message(self, text: str) -> None:
         """One line worth keeping on the screen (a restarted server, a rejected candidate)."""
 
+    def waiting(self, text: str, seconds_left: float | None) -> None:
+        """Nothing goes on because of ``text`` (see :class:`tvmx.measure.Observer`)."""
+
 
 class Silent:
     """A Progress that says nothing."""
@@ -205,4 +241,7 @@ class Silent:
         """Ignore."""
 
     def message(self, text: str) -> None:
+        """Ignore."""
+
+    def waiting(self, text: str, seconds_left: float | None) -> None:
         """Ignore."""

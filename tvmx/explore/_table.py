@@ -95,8 +95,20 @@ class TunedTable:
             layer=layer.name,
             workload=digest,
             implementations=tuple(t.task.implementation for t in options),
-            latency_us=tuple(t.best_us for t in options),
+            latency_us=tuple(_beyond_noise(t, options[0]) for t in options),
             weights_bytes=tuple(sizes[t.task] for t in options),
             accuracy_drop=tuple(self._drops(layer, t.task.implementation) for t in options),
             baseline=0,
         )
+
+
+def _beyond_noise(tuned: Tuned, baseline: Tuned) -> float | None:
+    """The latency an implementation is credited with, us.
+
+    A difference from the layer's baseline inside the noise earns nothing: then it is the
+    baseline's.
+    """
+    if tuned.noise_us is None or baseline.noise_us is None:
+        return tuned.best_us
+    (low, high), (base_low, base_high) = tuned.noise_us, baseline.noise_us
+    return baseline.best_us if low <= base_high and base_low <= high else tuned.best_us

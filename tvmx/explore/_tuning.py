@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
 from tvmx.ir import Config
-from tvmx.measure import Measurement, TimingPolicy, compare_paired
+from tvmx.measure import Measurement, compare_paired
 from tvmx.targets import Target
 from tvmx.tune import BudgetAllocator, KnobTuner, TuningState
 
@@ -22,9 +22,18 @@ _RETIMED_WITHIN = 1.3  # templates slower than this times the workload's best ar
 _PATIENCE = 3  # batches without improvement that end the tuning of a task
 
 
+def noise(measurement: Measurement) -> tuple[float, float]:
+    """What encloses the true median, in us: its interval, or all repeats where they are few."""
+    latencies = measurement.latencies_us
+    return measurement.interval_us or (min(latencies), max(latencies))
+
+
 @dataclass(eq=False)
 class Tuned:
-    """A task with its tuner and what was found. Latencies in us; None where it failed."""
+    """A task with its tuner and what was found. Latencies in us; None where it failed.
+
+    ``noise_us`` encloses the true ``best_us``.
+    """
 
     task: Task
     tuner: KnobTuner
@@ -34,6 +43,7 @@ class Tuned:
     trials: int = 0
     idle: bool = False  # nothing left to propose
     observed: dict[Config, float] = field(default_factory=dict)
+    noise_us: tuple[float, float] | None = None  # encloses best_us
 
     def observe(self, config: Config, measurement: Measurement) -> None:
         """Learn one measurement."""
@@ -45,7 +55,7 @@ class Tuned:
         if us is not None:
             self.observed[config] = us
         if us is not None and (self.best_us is None or us < self.best_us):
-            self.best_us, self.best = us, config
+            self.best_us, self.best, self.noise_us = us, config, noise(measurement)
 
     def fastest(self, count: int) -> list[Config]:
         """The fastest configs observed, best first."""
@@ -64,6 +74,7 @@ class Tuned:
             index = 0
         self.default_us = medians[0]
         self.best, self.best_us = configs[index], medians[index]
+        self.noise_us = noise(measured[index])
 
 
 @dataclass
@@ -81,7 +92,6 @@ class KernelTuning:
     target: Target
     seed: int
     on_batch: Callable[[KernelTuning], None]
-    policy: TimingPolicy = field(default_factory=TimingPolicy.quick)
 
     def __post_init__(self) -> None:
         self.tuned = [
@@ -207,7 +217,7 @@ class KernelTuning:
             if not flying:
                 return
             done = flying.popleft()
-            results = self.evaluator.finish([pending for _, pending in done], self.policy)
+            results = self.evaluator.finish([pending for _, pending in done])
             for (tuned, pending), measurement in zip(done, results, strict=True):
                 tuned.observe(pending.config, measurement)
                 self.trials += 1

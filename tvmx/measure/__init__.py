@@ -8,6 +8,7 @@ from tvmx.measure._elf import elf_machine, library_problem
 from tvmx.measure._fake import FakeRunner
 from tvmx.measure._farm import LocalFarm
 from tvmx.measure._jobs import Job, KernelJob, NetworkJob
+from tvmx.measure._manners import LOCAL_KEY, Manners, open_runner
 from tvmx.measure._measurement import Measurement, Status
 from tvmx.measure._observer import Observer, Unobserved
 from tvmx.measure._paired import Paired, compare_paired, median_interval
@@ -21,6 +22,7 @@ from tvmx.measure._verify import check_output, relative_error
 
 __all__ = [
     "DRIFT",
+    "LOCAL_KEY",
     "Cluster",
     "Cores",
     "Deadlines",
@@ -31,6 +33,7 @@ __all__ = [
     "KernelJob",
     "KeyStatus",
     "LocalFarm",
+    "Manners",
     "Measurement",
     "NetworkJob",
     "Observer",
@@ -52,6 +55,7 @@ __all__ = [
     "exposure_warning",
     "library_problem",
     "median_interval",
+    "open_runner",
     "parse_host_port",
     "relative_error",
     "require_key",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,8 @@ class MeasurementKey(BaseModel):
 
     ``workload`` is the workload's digest; ``implementation`` and ``config`` are canonical JSON
     (use :meth:`of`); ``target`` is name and digest, such as ``rpi4:1f3a..``; ``device`` the
-    device key; ``tvmx`` and ``tvm`` the versions that built the kernel.
+    device key; ``threads`` run on the ``cores`` of that cluster, with ``cache`` warm or flushed
+    before each call; ``tvmx`` and ``tvm`` the versions that built the kernel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,8 @@ class MeasurementKey(BaseModel):
     target: str
     device: str
     threads: int = Field(ge=1)
+    cores: Literal["big", "little"] = "big"
+    cache: Literal["warm", "cold"] = "warm"
     tvmx: str
     tvm: str
 
@@ -40,6 +43,8 @@ class MeasurementKey(BaseModel):
         target: str,
         device: str,
         threads: int,
+        cores: Literal["big", "little"] = "big",
+        cache: Literal["warm", "cold"] = "warm",
         versions: Mapping[str, str],
     ) -> MeasurementKey:
         """The key for these objects; ``versions`` maps ``tvmx`` and ``tvm`` to their versions."""
@@ -52,6 +57,8 @@ class MeasurementKey(BaseModel):
             target=target,
             device=device,
             threads=threads,
+            cores=cores,
+            cache=cache,
             tvmx=versions["tvmx"],
             tvm=versions["tvm"],
         )

@@ -17,6 +17,8 @@ _IDENTITY = {
     "target_digest": "target file",
     "device": "device key",
     "threads": "threads",
+    "cores": "cores",
+    "cache": "cache",
     "seed": "seed",
     "objective": "objective",
     "data": "data digest",
@@ -53,6 +55,8 @@ class RunSettings(BaseModel):
     target_digest: str = ""
     device: str = "host"
     threads: int = Field(default=1, ge=1)
+    cores: Literal["big", "little"] = "big"
+    cache: Literal["warm", "cold"] = "warm"
     seed: int = 0
     objective: Literal["latency", "arena", "weights"] = "latency"
     data: str | None = None
