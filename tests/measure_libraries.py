@@ -51,6 +51,22 @@ class Libraries:
         library = self.folder / f"{name}.so"
         return KernelJob(library, "k", (self.data,), **settings)  # type: ignore[arg-type]
 
+    def sleeping(self, **changes: object) -> KernelJob:
+        """5 ms a call, without work for the processor."""
+        return self.kernel("sleep", expected=None, out_dtype="int32", **changes)
+
+    def large(self, nbytes: int) -> KernelJob:
+        """A kernel with an input of that size, which takes a while over the wire."""
+        data = np.ones(nbytes, np.uint8)
+        return KernelJob(self.folder / "idle.so", "k", (data,), (1,), "int32", label="large")
+
+    def foreign(self) -> KernelJob:
+        """The good kernel, labelled as aarch64 code in its ELF header."""
+        library = bytearray((self.folder / "good.so").read_bytes())
+        library[18:20] = (183).to_bytes(2, "little")
+        (self.folder / "foreign.so").write_bytes(library)
+        return self.kernel("foreign")
+
     def wrong(self) -> KernelJob:
         """The good kernel against another reference."""
         return self.kernel("good", expected=self.data * 2 + 1.1, label="wrong")

@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import typer
 
+from tvmx.cli import _progress
 from tvmx.cli import _units as units
 from tvmx.cli._errors import INTERNAL, INTERRUPTED, Interrupted, guarded
 from tvmx.cli._output import Output
-from tvmx.cli._progress import BarProgress, LineProgress, describe_best, open_progress
+from tvmx.cli._progress import (
+    BarProgress,
+    JsonProgress,
+    LineProgress,
+    QuietProgress,
+    describe_best,
+    open_progress,
+)
 from tvmx.errors import DataError, UnknownTargetError, UnsupportedOpError
 
 
@@ -114,6 +122,120 @@ def test_json_has_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
 def test_best_without_a_baseline() -> None:
     assert describe_best(None, 3.0) == ""
     assert describe_best(3.0, None) == "best 3.00 us"
+
+
+class Clock:
+    """Stands for the module ``time``: its seconds pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(_progress, "time", clock)
+    return clock
+
+
+NO_DEVICE = "no device rpi4 at h:1 is registered"
+
+
+def wait(progress: QuietProgress, seconds: Clock, count: int, text: str = NO_DEVICE) -> None:
+    """``count`` seconds of a wait of ten minutes, then work goes on."""
+    for left in range(600, 600 - count, -1):
+        progress.waiting(text, float(left))
+        seconds.now += 1
+    progress.waiting("", None)
+
+
+def test_lines_count_down_while_there_is_no_device(seconds: Clock) -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    wait(progress, seconds, 40)
+    assert stream.getvalue().splitlines() == [
+        f"waiting, 10:00 left: {NO_DEVICE}",
+        f"waiting, 09:45 left: {NO_DEVICE}",
+        f"waiting, 09:30 left: {NO_DEVICE}",
+        "going on",
+    ]
+
+
+def test_lines_of_waits_that_follow_each_other_are_rare(seconds: Clock) -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    for celsius in range(80, 92):
+        wait(progress, seconds, 3, f"{celsius} °C")
+    assert stream.getvalue().splitlines() == [
+        "waiting, 10:00 left: 80 °C", "going on",
+        "waiting, 10:00 left: 85 °C", "going on",
+        "waiting, 10:00 left: 90 °C", "going on",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ["stage", "update"])
+def test_a_wait_that_nobody_ends_is_over_when_work_goes_on(seconds: Clock, event: str) -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    progress.waiting("88 °C: cooling", None)
+    seconds.now += 4
+    _go_on(progress, event)
+    assert "going on" not in stream.getvalue()  # another device works meanwhile
+    seconds.now += 2
+    _go_on(progress, event)
+    assert stream.getvalue().splitlines().count("going on") == 1
+    assert stream.getvalue().startswith("waiting: 88 °C: cooling\n")
+
+
+def _go_on(progress: QuietProgress, event: str) -> None:
+    if event == "stage":
+        progress.stage("tune")
+    else:
+        progress.update(1, 2, best_us=None, baseline_us=None, seconds_left=None)
+
+
+def test_the_bar_counts_down_and_returns_to_normal(
+    monkeypatch: pytest.MonkeyPatch, seconds: Clock
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = io.StringIO()
+
+    def screen() -> str:
+        before = len(stream.getvalue())
+        progress._bar.refresh()
+        return stream.getvalue()[before:]
+
+    with BarProgress(stream) as progress:
+        progress.stage("tune")
+        progress.update(1, 4, best_us=None, baseline_us=None, seconds_left=90)
+        assert "waiting" not in screen()
+        progress.waiting(f"[b]{NO_DEVICE}[/b]", 75.0)
+        assert f"waiting, 01:15 left: [b]{NO_DEVICE}[/b]" in screen()
+        seconds.now += 3
+        assert "01:12 left" in screen() and "25 %" in screen()
+        progress.waiting("", None)
+        assert "waiting" not in screen() and "25 %" in screen()
+        progress.waiting("cooling", 75.0)
+        assert "cooling" in screen()
+        seconds.now += 6
+        assert "cooling" not in screen()
+
+
+def test_json_says_only_that_a_wait_is_long(
+    seconds: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = JsonProgress(Output(as_json=True))
+    wait(progress, seconds, 15)
+    assert capsys.readouterr() == ("", "")
+    wait(progress, seconds, 100)
+    assert capsys.readouterr() == ("", f"waiting, 09:45 left: {NO_DEVICE}\n")
+    seconds.now += 60
+    wait(progress, seconds, 20)
+    assert capsys.readouterr().err.count("waiting") == 1
 
 
 def _leave(error: BaseException, *, as_json: bool = False) -> int:

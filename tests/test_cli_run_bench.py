@@ -56,11 +56,10 @@ def device(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> Device:
         runner = FakeRunner(script, network=network, **settings)
 
         @contextmanager
-        def open_runner(address: Any, *, threads: int, arch: str) -> Iterator[FakeRunner]:
+        def open_runner(address: Any, manners: Any, **_: Any) -> Iterator[FakeRunner]:
             yield runner
 
-        for module in ("_run", "_bench"):
-            monkeypatch.setattr(f"tvmx.cli.{module}.open_runner", open_runner)
+        monkeypatch.setattr("tvmx.measure.open_runner", open_runner)
         return runner
 
     return use

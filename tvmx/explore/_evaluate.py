@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DEVICE_RETRIES = 3
 _RETRY_S = 60.0  # a runner that waited longer than this for a device need not be asked again
-_LEAST_FLUSH, _MOST_FLUSH = 8 << 20, 128 << 20
+_LEAST_FLUSH, _MOST_FLUSH, _SERVER_FLUSH = 8 << 20, 128 << 20, 96 << 20
 _OPERANDS_KEPT = 2
 _OTHERS_AT_ONCE = 8
 _RTOL = 1e-3  # of the range; int8 kernels must be exact
@@ -78,8 +78,7 @@ class KernelEvaluator:
     ) -> None:  # fmt: skip
         self._target, self._target_key, self._device = target, target_key, device
         self._manners, self._versions = manners, versions
-        quick = TimingPolicy.quick()
-        self.policy = quick.cold(flush_bytes(target)) if manners.cold else quick
+        self.policy = kernel_policy(manners, target)
         self._journal, self._runner, self._pool, self._folder = journal, runner, pool, folder
         self._operands: OrderedDict[str, Operands] = OrderedDict()
         self._binaries: dict[tuple[str, str], Measurement] = {}
@@ -287,12 +286,20 @@ class KernelEvaluator:
         return found
 
 
+def kernel_policy(manners: Manners, target: Target) -> TimingPolicy:
+    """How kernels are timed, on warm or flushed caches."""
+    quick = TimingPolicy.quick()
+    return quick.cold(flush_bytes(target)) if manners.cold else quick
+
+
 def flush_bytes(target: Target) -> int:
     """What must be written to push a kernel's operands out of all caches: twice the outermost.
 
-    Target files know L1 and L2; a system-level cache behind them is taken to be at most four
-    times as large as all L2 together.
+    Target files know L1 and L2. A system-level cache behind them is taken to be at most four
+    times as large as all L2 together on Arm; elsewhere it has tens of megabytes.
     """
+    if target.arch != "aarch64":
+        return _SERVER_FLUSH
     clusters = target.clusters
     l2 = sum(c.l2_kib * (c.count if c.l2_private else 1) for c in clusters)
     return min(_MOST_FLUSH, max(_LEAST_FLUSH, 8 * l2 << 10))

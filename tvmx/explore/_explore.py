@@ -19,7 +19,7 @@ from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
 from tvmx.explore._devices import check_device, device_key, device_notes, device_summaries
 from tvmx.explore._dominance import Worth, undominated
-from tvmx.explore._evaluate import KernelEvaluator
+from tvmx.explore._evaluate import KernelEvaluator, kernel_policy
 from tvmx.explore._golden import save_golden
 from tvmx.explore._outcome import Outcome
 from tvmx.explore._reference import Reference, golden_inputs
@@ -155,7 +155,7 @@ class _Exploration:
 
     def _tighten(self, baseline: Measurement) -> None:
         """No candidate need be waited for much longer than the baseline takes."""
-        policy = TimingPolicy.quick()
+        policy = kernel_policy(self.request.manners, self.context.target)
         self.runner.deadlines = self.runner.deadlines.derive(
             baseline.median_us or 0.0, policy.longest_s
         )

@@ -12,22 +12,45 @@ from tvmx.measure._manners import LOCAL_KEY, Manners, open_runner
 from tvmx.measure._measurement import Measurement, Status
 from tvmx.measure._observer import Observer, Unobserved
 from tvmx.measure._paired import Paired, compare_paired, median_interval
-from tvmx.measure._probe import DRIFT, ProbeFigures, ProbeKernel, ProbeLibrary
+from tvmx.measure._probe import (
+    DRIFT,
+    SIBLINGS,
+    ProbeFigures,
+    ProbeKernel,
+    ProbeLibrary,
+    median_figures,
+)
 from tvmx.measure._roster import DeviceReport
 from tvmx.measure._rpc import RpcRunner
-from tvmx.measure._serve import board_commands, exposure_warning, serve_forever, track_forever
+from tvmx.measure._serve import (
+    BOARD_INSTALL,
+    FFI_VERSION,
+    TVM_VERSION,
+    board_commands,
+    exposure_warning,
+    serve_forever,
+    track_forever,
+)
+from tvmx.measure._tasks import Fact, FailedEvent
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._tracker import KeyStatus, TrackerSummary, require_key, tracker_summary
 from tvmx.measure._verify import check_output, relative_error
+from tvmx.measure._visit import Visit
 
 __all__ = [
+    "BOARD_INSTALL",
     "DRIFT",
+    "FFI_VERSION",
     "LOCAL_KEY",
+    "SIBLINGS",
+    "TVM_VERSION",
     "Cluster",
     "Cores",
     "Deadlines",
     "DeviceAddress",
     "DeviceReport",
+    "Fact",
+    "FailedEvent",
     "FakeRunner",
     "Job",
     "KernelJob",
@@ -48,12 +71,14 @@ __all__ = [
     "TimingPolicy",
     "TrackerSummary",
     "Unobserved",
+    "Visit",
     "board_commands",
     "check_output",
     "compare_paired",
     "elf_machine",
     "exposure_warning",
     "library_problem",
+    "median_figures",
     "median_interval",
     "open_runner",
     "parse_host_port",

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._jobs import Array, Job, NetworkJob
 from tvmx.measure._measurement import Measurement
+from tvmx.measure._roster import DeviceReport
 from tvmx.measure._timing import TimingPolicy
 
 OnResult = Callable[[int, Measurement], None]
@@ -22,6 +24,8 @@ class Runner(ABC):
     :meth:`close`; afterwards every method raises :class:`tvmx.errors.MeasureError`.
     """
 
+    _deadlines = Deadlines()
+
     @property
     @abstractmethod
     def key(self) -> str:
@@ -34,6 +38,29 @@ class Runner(ABC):
 
         Raises :class:`tvmx.errors.MeasureError` when the device cannot be reached.
         """
+
+    @property
+    def devices(self) -> tuple[DeviceReport, ...]:
+        """What is known of each device met so far; empty where devices are not told apart."""
+        return ()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds lost so far because no device was there or free; 0 where that cannot be."""
+        return 0.0
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """What each phase of a job may take.
+
+        Those set hold for the jobs that start afterwards. A runner that waits for nothing
+        outside of itself has no use for them and only keeps them.
+        """
+        return self._deadlines
+
+    @deadlines.setter
+    def deadlines(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
 
     @abstractmethod
     def measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,34 +15,65 @@ from tvmx.measure._tasks import FailedEvent
 from tvmx.measure._timing import TimingPolicy
 
 _MOST_DEATHS = 3
+_MOST_DOUBTS = 2
+_REMEMBERED_S = 300.0
+
+
+class Unrest:
+    """How often, lately, a candidate was under suspicion and then did its work.
+
+    Each time it was the device, or somebody who pulled its plug. Where that happens, chance may
+    well strike the same candidate twice, so it takes more to blame one.
+    """
+
+    def __init__(self) -> None:
+        self._alarms: deque[float] = deque(maxlen=_MOST_DOUBTS)
+
+    def false_alarm(self) -> None:
+        """A suspect turned out well."""
+        self._alarms.append(time.monotonic())
+
+    @property
+    def doubts(self) -> int:
+        """How many tries more than usual it takes to blame a candidate."""
+        now = time.monotonic()
+        return sum(now - when < _REMEMBERED_S for when in self._alarms)
 
 
 @dataclass
 class Suspicion:
-    """How often a candidate crashed or hung, in a row, where the device may be to blame.
+    """How often a candidate crashed or hung where the device may be to blame.
 
     A killed server, a frozen board and a bad kernel look alike from here. What happens again
     on a fresh session is the candidate's doing. With ``vouched`` the farm knows that its server
     is alive, so a time limit needs no second try; a crash does, since the process that serves
-    a client may have been killed from outside.
+    a client may have been killed from outside. ``early`` counts the servers that were free
+    again before the session with a hanging candidate could have ended: an endless kernel does
+    not let go, a frozen board does when it thaws.
     """
 
     crashes: int = 0
     timeouts: int = 0
     deaths: int = 0
+    early: int = 0
 
-    def convicts(self, status: Status, *, vouched: bool) -> bool:
+    @property
+    def any(self) -> bool:
+        """Whether anything is held against the candidate."""
+        return bool(self.crashes or self.timeouts or self.deaths)
+
+    def convicts(self, status: Status, *, vouched: bool, doubts: int) -> bool:
         """Count one more; whether it is the candidate's fault by now."""
         if status == "timeout":
             self.timeouts += 1
-            return self.timeouts >= (1 if vouched else 2)
+            return vouched or self.timeouts >= 2 + max(doubts, min(self.early, _MOST_DOUBTS))
         self.crashes += 1
-        return self.crashes >= (2 if vouched else 3)
+        return self.crashes >= (2 if vouched else 3) + doubts
 
-    def server_died(self) -> bool:
+    def server_died(self, doubts: int) -> bool:
         """Count a death of the server under the candidate; whether that is too often to chance."""
         self.deaths += 1
-        return self.deaths >= _MOST_DEATHS
+        return self.deaths >= _MOST_DEATHS + doubts
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,14 +10,17 @@ from tvmx.errors import UsageError
 
 Cluster = Literal["big", "little"]
 _MOST_THREADS = 1024
+_ONLINE = "/sys/devices/system/cpu/online"
+_CLOCK = "/sys/devices/system/cpu/cpu{}/cpufreq/cpuinfo_max_freq"
 
 
 @dataclass(frozen=True)
 class Cores:
     """``threads`` threads, one a core, on the ``cluster`` with the fastest or slowest cores.
 
-    TVM sorts cores by their highest clock (``src/runtime/threading_backend.cc``); where all are
-    alike they are all big. 0 threads leave the device's own default.
+    TVM sorts cores by their highest clock (``src/runtime/threading_backend.cc``): little are
+    those with the lowest, big all others; where all are alike they are all big. More threads
+    than big cores go on to the little ones. 0 threads leave the device's own default.
     """
 
     cluster: Cluster = "big"
@@ -25,6 +29,8 @@ class Cores:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= _MOST_THREADS:
             raise UsageError(f"{self.threads} threads: give 1 to {_MOST_THREADS}")
+        if self.cluster == "little" and not self.threads:
+            raise UsageError("the device's default threads are on its big cores: say how many")
 
     @classmethod
     def parse(cls, text: str | None, threads: int | None = None) -> Cores:
@@ -57,3 +63,51 @@ class Cores:
 
     def __str__(self) -> str:
         return f"{self.cluster}:{self.threads}"
+
+    def problem(self, read: Callable[[str], str]) -> str | None:
+        """Why a device cannot run on these cores, and what to type; None where it can.
+
+        ``read(path)`` is a file of the device, empty where it cannot be read: then there is
+        nothing to find fault with. TVM itself says nothing: it takes other cores than asked for,
+        or puts several threads on one.
+        """
+        online = parse_cpu_list(read(_ONLINE))
+        if not online:
+            return None
+        if self.threads > len(online):
+            return (
+                f"has {len(online)} cores, {self} were asked for:"
+                f" give --cores {self.cluster}:{len(online)} or fewer"
+            )
+        if self.cluster == "big":
+            return None
+        little = count_little([_number(read(_CLOCK.format(cpu))) for cpu in online])
+        if not little:
+            return (
+                "shows no difference between its cores, so none are little:"
+                f" give --cores big:{self.threads}"
+            )
+        if self.threads > little:
+            return f"has {little} little cores, {self} were asked for: give --cores little:{little}"
+        return None
+
+
+def count_little(clocks_khz: Sequence[int]) -> int:
+    """How many cores TVM takes for little, from the highest clock of each (0: unknown)."""
+    slowest = min(clocks_khz)
+    return 0 if slowest == max(clocks_khz) else list(clocks_khz).count(slowest)
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """The processors of a list as Linux writes them, such as ``0-3,6``; empty if it is none."""
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            return []
+        cpus += range(int(first), int(last if dash else first) + 1)
+    return cpus
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvmx.measure._batch import Batch
+from tvmx.measure._measurement import Status
 from tvmx.measure._observer import Observer
 from tvmx.measure._roster import Roster
 from tvmx.measure._session import Session
@@ -34,20 +35,22 @@ class Slot:
         self.faults = 0
         self.rest_until = 0.0
 
-    def fault(self) -> None:
-        """Its device failed."""
+    def fault(self, status: Status) -> None:
+        """Its device failed, or (``queue``) there was none: that is no reason to rest longer."""
         rest = min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**self.faults)
+        if status == "queue":
+            rest = _FIRST_REST_S
         self.faults += 1
         self.rest_until = time.monotonic() + rest
 
 
 class Patience:
-    """How long to go on without any device; counts from the last time one worked."""
+    """How long to go on without any device: from the first trouble since one worked."""
 
     def __init__(self, seconds: float, observer: Observer) -> None:
         self._seconds = seconds
         self._observer = observer
-        self._well = time.monotonic()
+        self._trouble: float | None = None
         self._said = 0.0
         self._since: float | None = None
         self.waited_s = 0.0
@@ -60,19 +63,26 @@ class Patience:
     @property
     def left_s(self) -> float:
         """Seconds until it is over."""
-        return self._well + self._seconds - time.monotonic()
+        trouble = self._trouble
+        return self._seconds - (0.0 if trouble is None else time.monotonic() - trouble)
 
     def well(self) -> None:
         """A device worked."""
-        self._well = time.monotonic()
+        self._trouble = None
+
+    def fault(self) -> None:
+        """A device failed."""
+        if self._trouble is None:
+            self._trouble = time.monotonic()
 
     def waiting(self, why: str) -> bool:
         """Say so about once a second; whether to go on waiting."""
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
+        self.fault()
         if self.left_s <= 0:
             self.resumed()
             return False
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
         if now - self._said >= 1.0:
             self._said = now
             self._observer.waiting(why, self.left_s)
@@ -189,13 +199,16 @@ class Crew:
         return not self._patience.none and self._patience.waiting(self._why(batch.last_fault))
 
     def _show_queue(self, active: list[Slot]) -> None:
-        """Devices there are, but others have them all."""
-        since = [s.session.phase_since for s in active if s.session.phase == "queue"]
-        if not self._patience.none and since and len(since) == len(active):
-            if time.monotonic() - max(since) > _QUEUE_SHOWN_S:
-                self._patience.waiting(f"all devices at {self._roster.address} are busy")
-        elif active:
+        """Slots wait for the tracker: others have all devices, or they have just gone."""
+        phases = {slot.session.phase for slot in active}
+        if phases & {"cool", "upload", "load", "run"}:
             self._patience.resumed()
+        elif phases == {"queue"} and not self._patience.none:
+            waited = time.monotonic() - max(slot.session.phase_since for slot in active)
+            if not self._poll():
+                self._patience.waiting(self._why(None))
+            elif waited > _QUEUE_SHOWN_S:
+                self._patience.waiting(f"all devices at {self._roster.address} are busy")
 
     def _why(self, fault: FailedEvent | None) -> str:
         if not self._poll():

@@ -60,7 +60,8 @@ class Deadlines:
                     f"{text!r} is no deadline",
                     hint=f"give PHASE=SECONDS, such as run=20; phases: {', '.join(PHASES)}",
                 )
-            values[name] = value
+            if values.setdefault(name, value) != value:
+                raise UsageError(f"two deadlines for {name}: {values[name]:g} s and {value:g} s")
         return replace(cls(), **values, pinned=frozenset(values))
 
     def derive(self, baseline_us: float, measuring_s: float) -> Deadlines:
@@ -80,7 +81,7 @@ class Deadlines:
         parts = []
         for name in PHASES:
             size = " + size" if name in ("upload", "load") else ""
-            parts.append(f"{name} {getattr(self, name):.3g} s{size}")
+            parts.append(f"{name} {_seconds(self.of(name))} s{size}")
         return ", ".join(parts)
 
     def of(self, phase: str) -> float:
@@ -105,3 +106,7 @@ class Deadlines:
         It is what frees a board from a candidate that hangs, so it is no longer than needed.
         """
         return self.job(nbytes) + _GRACE
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

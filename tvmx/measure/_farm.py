@@ -9,7 +9,7 @@ from types import TracebackType
 import psutil
 
 from tvmx.errors import DeviceError, TrackerError
-from tvmx.measure._address import DeviceAddress
+from tvmx.measure._address import DeviceAddress, parse_host_port
 from tvmx.measure._cores import Cluster, Cores
 from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._guard import GuardedProcess
@@ -31,6 +31,8 @@ class LocalFarm:
     registration in the tracker, because TVM's server outlives its own listener. ``cluster``
     ``little`` runs kernels on the machine's slowest cores. Arrays and
     libraries travel by path; ``share_files=False`` sends them through the RPC as to a board.
+    ``tracker`` (HOST:PORT) is one that runs already, to be used in place of its own; it is not
+    supervised. What other servers a farm may have, a subclass says in ``spawn``.
 
     Entering raises :class:`tvmx.errors.DeviceError` when the children do not come up.
     """
@@ -43,6 +45,7 @@ class LocalFarm:
         *,
         cluster: Cluster = "big",
         share_files: bool = True,
+        tracker: str | None = None,
     ) -> None:
         self._count = servers
         self._threads = threads
@@ -50,7 +53,10 @@ class LocalFarm:
         self._key = key
         self._share_files = share_files
         self._tracker: GuardedProcess | None = None
-        self._tracker_port = 0
+        self._foreign = tracker is not None
+        self._tracker_host, self._tracker_port = (
+            parse_host_port(tracker) if tracker else ("127.0.0.1", 0)
+        )
         self._servers: dict[int, GuardedProcess] = {}
         self._lock = threading.RLock()
 
@@ -73,7 +79,7 @@ class LocalFarm:
     @property
     def address(self) -> DeviceAddress:
         """Where runners find the farm."""
-        return DeviceAddress("127.0.0.1", self._tracker_port, self._key)
+        return DeviceAddress(self._tracker_host, self._tracker_port, self._key)
 
     @property
     def _bind(self) -> bool:
@@ -113,7 +119,7 @@ class LocalFarm:
 
     def summary(self) -> TrackerSummary:
         """The tracker's view. Raises :class:`tvmx.errors.TrackerError`."""
-        return tracker_summary("127.0.0.1", self._tracker_port)
+        return tracker_summary(self._tracker_host, self._tracker_port)
 
     def recover(self, port: int | None, status: Status) -> bool:
         """Repair after a failure of a job on the server at ``port``; see :class:`RpcRunner`.
@@ -156,6 +162,15 @@ class LocalFarm:
                     raise self._not_registered(missing)
                 time.sleep(0.05)
 
+    def spawn(self) -> GuardedProcess:
+        """Start one server that registers at :attr:`address`; it is not waited for."""
+        args = ["server", "--tracker", self.address.tracker, "--key", self._key]
+        if not self._share_files:
+            args.append("--plain")
+        return GuardedProcess(
+            "tvmx.measure._child", args, env=server_environment(self._threads, bind=self._bind)
+        )
+
     def close(self) -> None:
         """End all children. Calling it twice does no harm."""
         with self._lock:
@@ -168,7 +183,7 @@ class LocalFarm:
 
     def _start(self) -> None:
         self._start_tracker()
-        pending = [self._spawn_server() for _ in range(self._count)]
+        pending = [self.spawn() for _ in range(self._count)]
         try:
             for server in pending:
                 self._servers[int(server.ready(_START_SECONDS)["port"])] = server
@@ -179,6 +194,9 @@ class LocalFarm:
         self.ensure()
 
     def _start_tracker(self) -> None:
+        if self._foreign:
+            self.summary()
+            return
         if self._tracker is not None:
             self._tracker.kill()
         args = ["tracker"]
@@ -187,21 +205,13 @@ class LocalFarm:
         self._tracker = GuardedProcess("tvmx.measure._child", args)
         self._tracker_port = int(self._tracker.ready(_START_SECONDS)["port"])
 
-    def _spawn_server(self) -> GuardedProcess:
-        args = ["server", "--tracker", self.address.tracker, "--key", self._key]
-        if not self._share_files:
-            args.append("--plain")
-        return GuardedProcess(
-            "tvmx.measure._child", args, env=server_environment(self._threads, bind=self._bind)
-        )
-
     def _start_server(self) -> None:
-        server = self._spawn_server()
+        server = self.spawn()
         self._servers[int(server.ready(_START_SECONDS)["port"])] = server
 
     def _replace_dead(self) -> bool:
         replaced = False
-        if self._tracker is None or not _works(self._tracker):
+        if not self._foreign and (self._tracker is None or not _works(self._tracker)):
             self._start_tracker()
             replaced = True
         for port in [p for p, s in self._servers.items() if not _works(s)]:
@@ -212,10 +222,15 @@ class LocalFarm:
         return replaced
 
     def _unregistered(self) -> list[int]:
-        """Ports of the servers the tracker does not list; all of them if it is silent."""
+        """Ports of the servers the tracker does not list; all of them if it is silent.
+
+        Servers find a silent tracker of somebody else's again by themselves.
+        """
         try:
             summary = self.summary()
         except TrackerError:
+            if self._foreign:
+                raise
             return list(self._servers)
         return [port for port in self._servers if not summary.registered(self._key, port)]
 

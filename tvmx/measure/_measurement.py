@@ -22,12 +22,13 @@ class Measurement(BaseModel):
 
     ``latencies_us`` holds one mean latency per repeat (or per round of a comparison);
     ``median_us`` and ``spread_us`` (the interquartile range, 75th minus 25th percentile) are
-    over them; ``interval_us`` encloses the true median with 95 % confidence (None with fewer
-    than six repeats). ``max_error`` is the largest absolute deviation from the reference divided
-    by the reference's range; None when there was no reference. ``device`` is the key,
-    ``server`` (host:port) and ``identity`` tell devices of one key apart; ``temperature_c`` is
-    read just before the timing, where it can be. ``drift`` is the largest relative change of
-    the device's probe figures since its first ones (0.05: 5 %). ``timestamp`` is Unix seconds.
+    over them; ``interval_us`` encloses the true median with 95 % confidence, a little less where
+    the policy ended the repeats early (see :class:`tvmx.measure.TimingPolicy`); None with fewer
+    than six. ``max_error`` is the largest absolute deviation from the reference divided by the
+    reference's range; None when there was no reference. ``device`` is the key, ``server``
+    (host:port) and ``identity`` tell devices of one key apart; ``temperature_c`` is read next to
+    the timing, where it can be. ``drift`` is the largest relative change of the device's probe
+    figures since its first ones (0.05: 5 %). ``timestamp`` is Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

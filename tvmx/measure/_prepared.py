@@ -13,9 +13,6 @@ from tvmx.measure._tasks import ArrayRef, KernelSpec, NetworkSpec, Spec, Timed
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._verify import check_output
 
-_FIRST = 6  # repeats before the median has a 95 % interval
-_NEXT = 3
-
 
 def _read(ref: ArrayRef) -> Array:
     return np.asarray(np.load(ref.path, mmap_mode="r", allow_pickle=False))
@@ -30,32 +27,36 @@ class Prepared(ABC):
         self.max_error: float | None = None
 
     def check(self) -> None:
-        """Run twice, estimate the latency, compare the output."""
+        """Compare the output with the reference, estimate the latency."""
         with self._session.phase("run"):
             self.estimate_us = self._evaluate(1, 1, 0)[0]
             self.max_error = self._verify()
 
-    def warm_up(self, calls: int) -> None:
-        """Run without timing; the time evaluator adds one call of its own."""
-        for _ in range(calls - 1):
-            self._call()
-
     def time(self, number: int, repeat: int, policy: TimingPolicy) -> list[float]:
-        """Mean latencies in microseconds of ``repeat`` times ``number`` calls."""
+        """Mean latencies in microseconds of ``repeat`` times ``number`` calls, warmed up."""
         with self._session.phase("run"):
-            self.warm_up(policy.warmup)
+            self._warm_up(policy.warmup)
             return self._evaluate(number, repeat, policy.flush_bytes)
 
     def measure(self, policy: TimingPolicy) -> Timed:
         """Check, then time until the policy has enough."""
         self.check()
         celsius = self._session.thermometer.read()
-        number, most = policy.calls(self.estimate_us), policy.most_repeats(self.estimate_us)
-        latencies: list[float] = []
-        while len(latencies) < most and not policy.settled(latencies):
-            step = min(most - len(latencies), _FIRST if not latencies else _NEXT)
-            latencies += self.time(number, step, policy)
-        return Timed(tuple(latencies), self.max_error, celsius)
+        number = policy.calls(self.estimate_us)
+        with self._session.phase("run"):
+            self._warm_up(policy.warmup)
+
+        def more(repeat: int) -> list[float]:
+            with self._session.phase("run"):
+                return self._evaluate(number, repeat, policy.flush_bytes)
+
+        latencies = policy.collect(self.estimate_us, more)
+        return Timed(latencies, self.max_error, celsius)
+
+    def _warm_up(self, calls: int) -> None:
+        """Run without timing; the time evaluator adds one call of its own."""
+        for _ in range(calls - 1):
+            self._call()
 
     @abstractmethod
     def _evaluate(self, number: int, repeat: int, flush_bytes: int) -> list[float]:
@@ -146,8 +147,7 @@ class PreparedNetwork(Prepared):
         return tuple(self._session.fetch(t) for t in _flatten(self._vm.get_outputs("main")))
 
     def _verify(self) -> float | None:
-        self._call()
-        outputs = self._outputs()
+        outputs = self._outputs()  # of the last timed call
         expected = self._spec.expected
         if expected is not None and len(expected) != len(outputs):
             raise ValueError(f"{len(outputs)} outputs, {len(expected)} expected")

@@ -14,10 +14,10 @@ SIBLINGS = 0.10
 
 @dataclass(frozen=True)
 class ProbeKernel:
-    """A function ``symbol(buffer)``: ``buffer`` is (``size``,) of ``dtype``, contents any.
+    """A function ``symbol(buffer)`` that overwrites ``buffer``: (``size``,) of ``dtype``.
 
-    It does ``work`` per call: float32 operations, int8 operations (a multiply-add is two), or
-    bytes of memory traffic. One thread.
+    Whatever the buffer holds, it does ``work`` per call: float32 operations, int8 operations (a
+    multiply-add is two), or bytes of memory traffic. One thread.
     """
 
     symbol: str
@@ -31,17 +31,25 @@ class ProbeLibrary:
     """A library built by :func:`tvmx.doctor.build_probe` for the device's target.
 
     ``fma`` is bound by float multiply-add, ``stream`` by memory, ``dot`` by int8 multiply-add
-    through ``dot_instruction`` (such as ``sdot``). ``copy_text(path, out)``, both uint8,
-    writes the first bytes of a file of the device to ``out`` and zeros behind them: TVM's own
-    ``download`` cannot read /proc.
+    through ``dot_instruction`` (such as ``sdot``). ``examples`` is an .npz file with, for each
+    of them by symbol, a buffer's contents before and after one call: (2, n). Strings and texts
+    of the other functions are uint8 and end with a zero:
+
+    - ``copy_text(path, out)``: the first bytes of a file of the device, zeros behind them; all
+      zero when it cannot be read. TVM's own ``download`` cannot read /proc.
+    - ``libc_version(out)``: such as ``glibc 2.36``; empty where it is not glibc.
+    - ``file_system(path, out)``: C's ``struct statvfs`` in ``out``, int64 (32,).
     """
 
     path: Path
+    examples: Path
     fma: ProbeKernel
     stream: ProbeKernel
     dot: ProbeKernel
     dot_instruction: str
     copy_text: str = "copy_text"
+    libc_version: str = "libc_version"
+    file_system: str = "file_system"
 
 
 @dataclass(frozen=True)

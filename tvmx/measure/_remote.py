@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 
 from tvmx.errors import DeviceError
 from tvmx.measure import _server_functions as server
+from tvmx.measure._elf import elf_machine
 from tvmx.measure._jobs import Array, poison
 from tvmx.measure._measurement import Status
 from tvmx.measure._tasks import (
@@ -29,6 +31,7 @@ from tvmx.measure._tasks import (
     Phase,
     PhaseEvent,
     Spec,
+    TicketEvent,
     library_bytes,
     upload_bytes,
 )
@@ -41,6 +44,8 @@ _COOLING_SECONDS = 180.0
 _COOLED_BY = 5.0  # degrees below the limit before measuring goes on
 _COOL_LEAVES = 20.0  # seconds of the session for what comes after
 _FILE_BYTES = 64 << 10  # below, the wire is faster than a file
+_READ_BACK_BYTES = 1 << 20
+_ROOM_BYTES = 64 << 10
 # Read where a plain TVM server runs: TVM's `download` opens any path, but not /proc.
 _IDENTITY_FILES = (
     "/sys/firmware/devicetree/base/model",
@@ -88,10 +93,20 @@ class RemoteSession:
         self.subject = 0
         self._tensors: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._poison: dict[tuple[tuple[int, ...], str], Any] = {}
+        self._sent: dict[str, str] = {}
         self.server = ""
         self._remote = self._open(queue_seconds)
         self.device = self._remote.cpu()
         self.thermometer = Thermometer(self._remote)
+
+    @property
+    def remote(self) -> Any:
+        """TVM's own session; None once this one is closed."""
+        return self._remote
+
+    def tell(self, event: Event) -> None:
+        """Report to the parent."""
+        self._emit(event)
 
     @contextlib.contextmanager
     def phase(self, name: Phase, seconds: float | None = None) -> Iterator[None]:
@@ -113,6 +128,7 @@ class RemoteSession:
 
         with self.phase("queue", queue_seconds + 1.5):
             ticket = self._queue(queue_seconds)
+        self._emit(TicketEvent(ticket.host, ticket.port))
         with self.phase("connect"):
             # The server ends the session by itself after this time, which frees the device
             # from a candidate that hangs even when this process is killed.
@@ -124,7 +140,8 @@ class RemoteSession:
             token = Path.cwd() / "token"
             self._shared = self._shares_files(remote, token)
             identity = self._identify(remote)
-        connected = ConnectedEvent(ticket.host, ticket.port, identity, threads)
+        seconds = self._ends - time.monotonic()
+        connected = ConnectedEvent(ticket.host, ticket.port, identity, threads, seconds)
         self.server = connected.server
         self._emit(connected)
         return remote
@@ -145,6 +162,9 @@ class RemoteSession:
 
     def _configure(self, remote: Any) -> int:
         cores = self._link.cores
+        problem = cores.problem(lambda path: read_text(remote, path))
+        if problem:
+            raise StepError("connect", f"{self._link.address} {problem}")
         if cores.threads:
             remote.get_function("runtime.config_threadpool")(cores.mode, cores.threads)
         actual = int(remote.get_function("runtime.NumThreads")())
@@ -295,12 +315,45 @@ class RemoteSession:
         if self._shared:
             return library
         name = f"lib{next(_names)}.so"
-        self._remote.upload(library, name)
+        data = Path(library).read_bytes()
+        self._remote.upload(bytearray(data), name)
+        self._require_arrived(name, data)
+        self._sent[name] = library
         return name
+
+    def _require_arrived(self, name: str, data: bytes) -> None:
+        """TVM's server writes a file without looking whether it could.
+
+        A library cut short by a full disk crashes when it is loaded, like a bad candidate.
+        """
+        if len(data) > _READ_BACK_BYTES:
+            # Reading it all back takes as long as sending it. Whether there is room left on
+            # the disk that it fills is as good.
+            name, data = f"{name}.room", os.urandom(_ROOM_BYTES)
+            self._remote.upload(bytearray(data), name)
+        arrived = bytes(self._remote.download(name))
+        if arrived != data:
+            raise StepError(
+                "upload",
+                f"upload: {len(arrived)} of {len(data)} bytes arrived: the folder for temporary"
+                f" files on {self.server} is full; free space there, or start its server with"
+                " TMPDIR set to another folder",
+            )
 
     def load(self, path: str) -> Any:
         """Open an uploaded library; its file is removed at once, the mapping stays."""
-        module = self._remote.load_module(path)
+        library = Path(self._sent.pop(path, path))
+        try:
+            module = self._remote.load_module(path)
+        except Exception as err:
+            if is_lost(err):
+                raise
+            # The system's loader says "no such file" of a library for another machine.
+            raise StepError(
+                "load",
+                f"load: {library.name} is on the device, but cannot be opened there; it is built"
+                f" for {elf_machine(library)}: {_first_line(err)}",
+            ) from err
         if not self._shared:
             self._remote.remove(path)
         return module

@@ -115,7 +115,8 @@ class Roster:
         if len(known) < 2:
             return
         for server, figures in known.items():
-            others = median_figures([f for s, f in known.items() if s != server])
+            # Of three, the middle one; with only two others, one sick would make all stand out.
+            others = median_figures([f for s, f in known.items() if s != server or len(known) > 2])
             deviation = figures.deviation(others, SIBLINGS)
             self._reports[server] = replace(self._reports[server], deviation=deviation)
             self._flag(server, "siblings", deviation and f"{deviation} than its siblings'")

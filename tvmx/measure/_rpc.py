@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from tvmx.errors import DeviceError, MeasureError, UsageError
 from tvmx.measure._address import DeviceAddress
 from tvmx.measure._base import OnResult, Runner
-from tvmx.measure._batch import Batch, Suspicion
+from tvmx.measure._batch import Batch, Suspicion, Unrest
 from tvmx.measure._cores import Cores
 from tvmx.measure._crew import Crew, Patience, Slot
 from tvmx.measure._deadlines import Deadlines
@@ -38,6 +39,7 @@ from tvmx.measure._tasks import (
     ProbedEvent,
     RunTask,
     Task,
+    TicketEvent,
     Timed,
 )
 from tvmx.measure._timing import TimingPolicy
@@ -50,6 +52,7 @@ device usable again. Returns True when the server itself had died: not the candi
 _STACK_BYTES = 64 << 20
 _REGISTER_SECONDS = 3.0  # a server whose last client broke off may be gone for a moment
 _TRIES = 2  # on a device that fails, before the slot rests
+_EARLY_S = 3.0  # a server free so long before its session's end was not stuck in it
 
 
 class RpcRunner(Runner):
@@ -96,6 +99,8 @@ class RpcRunner(Runner):
         self._roster = Roster(address, self._observer)
         self._patience = Patience(patience_s, self._observer)
         self._crew = Crew(self._make_slot, parallel, self._roster, self._patience)
+        self._unrest = Unrest()
+        self._stuck: dict[str, tuple[float, Suspicion]] = {}
         self._blocked_until = 0.0
         self._closed = False
 
@@ -205,7 +210,11 @@ class RpcRunner(Runner):
     def _heard(self, session: Session, event: Event) -> None:
         """What a worker says of its device, from the thread that waits for it."""
         server = session.connected.server if session.connected else ""
-        if isinstance(event, ConnectedEvent):
+        if isinstance(event, TicketEvent):
+            ends, suspicion = self._stuck.pop(event.server, (0.0, None))
+            if suspicion is not None and time.monotonic() < ends - _EARLY_S:
+                suspicion.early += 1
+        elif isinstance(event, ConnectedEvent):
             self._roster.connected(event)
         elif isinstance(event, ProbedEvent):
             self._roster.probed(server, event)
@@ -220,45 +229,52 @@ class RpcRunner(Runner):
         return self._link.deadlines.queue + max(0.0, self._blocked_until - time.monotonic())
 
     def _call(
-        self, slot: Slot, make: Callable[[Spool], Task], suspicion: Suspicion
+        self, slot: Slot, make: Callable[[Spool], Task], suspicion_of: Callable[[int], Suspicion]
     ) -> DoneEvent | FailedEvent:
-        """One task until there is a verdict on it, or its device has failed twice in a row."""
+        """One task until there is a verdict on it, or its device has failed twice in a row.
+
+        ``suspicion_of`` is asked by the job's index in the task.
+        """
+        suspected = suspicion_of(0).any
         while True:
             event = slot.session.call(make)
             if slot.session.retired:
                 return event
-            if isinstance(event, DoneEvent):
-                self._blocked_until = 0.0
-                slot.well()
-                self._patience.well()
-                return event
-            if event.status in DEVICE_FAULTS:
-                slot.fault()
+            if isinstance(event, FailedEvent) and event.status in DEVICE_FAULTS:
+                slot.fault(event.status)
+                self._patience.fault()
                 self._repair(slot.session, event)
                 if slot.faults % _TRIES == 0:
                     return event
-            elif event.status in ("crash", "timeout"):
-                if self._convicted(slot, event, suspicion):
+                continue
+            if isinstance(event, FailedEvent) and event.status in ("crash", "timeout"):
+                suspected = True
+                if self._convicted(slot.session, event, suspicion_of(event.subject)):
                     return event
-            else:
-                slot.well()
-                self._patience.well()
-                return event
+                continue
+            if isinstance(event, DoneEvent):
+                self._blocked_until = 0.0
+            if suspected:
+                self._unrest.false_alarm()
+            slot.well()
+            self._patience.well()
+            return event
 
-    def _convicted(self, slot: Slot, event: FailedEvent, suspicion: Suspicion) -> bool:
+    def _convicted(self, session: Session, event: FailedEvent, suspicion: Suspicion) -> bool:
         """Whether a crash or a time limit is the candidate's doing."""
-        died = self._repair(slot.session, event)
+        died, doubts = self._repair(session, event), self._unrest.doubts
         if died:
-            return suspicion.server_died()
-        return suspicion.convicts(event.status, vouched=died is False)
+            return suspicion.server_died(doubts)
+        if died is None and event.status == "timeout" and session.ticket is not None:
+            self._stuck[session.ticket.server] = (session.ends, suspicion)
+            self._blocked_until = session.ends
+        return suspicion.convicts(event.status, vouched=died is False, doubts=doubts)
 
     def _repair(self, session: Session, event: FailedEvent) -> bool | None:
         """Make the device usable after a failure; whether its server had died, if one can tell."""
         if self._recover is None:
-            if event.status == "timeout":
-                self._blocked_until = time.monotonic() + self._link.deadlines.session()
             return None
-        port = session.connected.port if session.connected else None
+        port = session.ticket.port if session.ticket else None
         try:
             return self._recover(port, event.status)
         except DeviceError:
@@ -266,10 +282,10 @@ class RpcRunner(Runner):
 
     def _persist(self, make: Callable[[Spool], Task]) -> DoneEvent | FailedEvent:
         """A task on the first slot, through pauses without a device."""
-        slot, suspicion = self._crew.slots[0], Suspicion()
+        slot, suspicions = self._crew.slots[0], defaultdict[int, Suspicion](Suspicion)
         self._patience.well()
         while True:
-            event = self._call(slot, make, suspicion)
+            event = self._call(slot, make, suspicions.__getitem__)
             if isinstance(event, DoneEvent) or event.status not in DEVICE_FAULTS:
                 return event
             if not self._crew.await_device(event):
@@ -297,7 +313,7 @@ class RpcRunner(Runner):
         def make(spool: Spool) -> Task:
             return MeasureTask(spool.spec(job), batch.policy, self._queue_seconds())
 
-        event = self._call(slot, make, batch.suspicion(index))
+        event = self._call(slot, make, lambda _: batch.suspicion(index))
         if isinstance(event, FailedEvent):
             return event if event.status in DEVICE_FAULTS else self._failed(session, event)
         if session.connected is not None:
@@ -369,12 +385,13 @@ class RpcRunner(Runner):
 
     def _failed(self, session: Session | None, event: FailedEvent) -> Measurement:
         connected = session.connected if session else None
+        ticket = session.ticket if session else None
         return Measurement.failure(
             event.status,
             event.message,
             max_error=event.max_error,
             device=self.key,
-            server=connected.server if connected else "",
+            server=ticket.server if ticket else "",
             identity=connected.identity if connected else "",
             threads=connected.threads if connected else self.cores.threads,
         )

@@ -16,6 +16,7 @@ from tvmx.measure._tracker import tracker_summary
 
 TVM_VERSION = "0.27.0.post1"
 FFI_VERSION = "0.1.14.post1"
+BOARD_INSTALL = f"python3 -m pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSION}"
 _START_SECONDS = 60.0
 
 
@@ -45,7 +46,7 @@ def board_commands(key: str, tracker: str, port: int = 9090, host: str = "0.0.0.
         f' key="{key}").thread.join()'
     )
     return [
-        f"python3 -m pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSION}",
+        BOARD_INSTALL,
         f"while sleep 1; do python3 -c '{program}'; done",
     ]
 

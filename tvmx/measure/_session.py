@@ -22,6 +22,7 @@ from tvmx.measure._tasks import (
     Phase,
     PhaseEvent,
     Task,
+    TicketEvent,
 )
 
 _START_SECONDS = 60.0
@@ -41,7 +42,9 @@ class Session:
         self._link = link
         self._on_event = on_event
         self._relink = False
-        self.connected: ConnectedEvent | None = None
+        self.ticket: TicketEvent | None = None  # the server handed out last
+        self.connected: ConnectedEvent | None = None  # and once it has answered
+        self.ends = 0.0  # when that server ends the session by itself
         self.retired = False
         self.phase: Phase | None = None  # of the task that runs now
         self.phase_since = 0.0
@@ -61,19 +64,21 @@ class Session:
 
     def close(self) -> None:
         """Let an idle worker say goodbye to the device, which is then free at once."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.wait(_GOODBYE_SECONDS)
+        channel, process = self._channel, self._process
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.wait(_GOODBYE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
-        """End the worker wherever it is."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.kill()
+        """End the worker wherever it is; any thread may."""
+        channel, process = self._channel, self._process
         self._process = self._channel = self._spool = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
 
     def retire(self) -> None:
         """End the worker and let none start again: a task under way fails, so do later ones."""
@@ -92,11 +97,13 @@ class Session:
                 ["--channel", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
             )
-        self._process = process
-        self._channel = Connection(ours.detach())
+        channel = Connection(ours.detach())
+        self._process, self._channel = process, channel
         try:
+            if self.retired:  # while the process was being started
+                raise DeviceError("measuring was stopped")
             process.ready(_START_SECONDS)
-            self._channel.send(self._link)
+            channel.send(self._link)
             self._relink = False
         except BaseException:
             self.kill()
@@ -138,25 +145,31 @@ class Session:
             self.phase = None
 
     def _converse(self, task: Task) -> DoneEvent | FailedEvent:
-        assert self._channel is not None
+        channel = self._channel
+        if channel is None:
+            raise DeviceError("measuring was stopped")
         now = PhaseEvent("start", _START_SECONDS)
         end = time.monotonic() + now.seconds
         try:
-            self._channel.send(task)
+            channel.send(task)
             while True:
-                if not self._channel.poll(max(0.0, end - time.monotonic())):
+                if not channel.poll(max(0.0, end - time.monotonic())):
                     self.kill()
                     return _late(now)
-                event: Event = self._channel.recv()
+                event: Event = channel.recv()
                 if isinstance(event, DoneEvent | FailedEvent):
                     return event
                 if isinstance(event, PhaseEvent):
                     now = event
                     end = time.monotonic() + now.seconds
                     self.phase, self.phase_since = now.phase, time.monotonic()
+                    if now.phase == "queue":
+                        self.ticket = self.connected = None
                     continue
-                if isinstance(event, ConnectedEvent):
-                    self.connected = event
+                if isinstance(event, TicketEvent):
+                    self.ticket = event
+                elif isinstance(event, ConnectedEvent):
+                    self.connected, self.ends = event, time.monotonic() + event.seconds
                 self._on_event(self, event)
         except (EOFError, ConnectionError):
             self.kill()

@@ -119,7 +119,11 @@ class DescribeTask:
 
 @dataclass(frozen=True)
 class InspectTask:
-    """Connect, read everything about the device, run the link's probe; the doctor's task."""
+    """Connect and read what TVM's own functions show of the device; the doctor's task.
+
+    With a probe in the link: run it instead, and read what only the probe's functions reach.
+    What is found comes as :class:`Fact` events, so that it outlives a crash.
+    """
 
     queue_seconds: float
 
@@ -144,13 +148,30 @@ class PhaseEvent:
 
 
 @dataclass(frozen=True)
+class TicketEvent:
+    """The tracker handed out this server; nothing has connected to it yet."""
+
+    host: str
+    port: int
+
+    @property
+    def server(self) -> str:
+        """``host:port`` of the server."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
 class ConnectedEvent:
-    """A session is open: to which server, what it is, and the threads it really uses."""
+    """A session is open: to which server, what it is, and the threads it really uses.
+
+    The server ends the session by itself after ``seconds``.
+    """
 
     host: str
     port: int
     identity: str
     threads: int
+    seconds: float = 0.0
 
     @property
     def server(self) -> str:
@@ -176,7 +197,10 @@ class CoolingEvent:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing the doctor found out; ``value`` is raw text, empty where it cannot be read."""
+    """One thing the doctor found out: see :mod:`tvmx.measure._inspect` for the names.
+
+    ``value`` is text, empty where it cannot be read; ``note`` says more for people.
+    """
 
     name: str
     value: str
@@ -194,11 +218,10 @@ class Timed:
 
 @dataclass(frozen=True)
 class DoneEvent:
-    """The task succeeded: one entry per job, paths of stacked outputs for a RunTask, or facts."""
+    """The task succeeded: one entry per job, or paths of stacked outputs for a RunTask."""
 
     timed: tuple[Timed, ...] = ()
     outputs: tuple[str, ...] = ()
-    facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,4 +234,7 @@ class FailedEvent:
     max_error: float | None = None
 
 
-Event = PhaseEvent | ConnectedEvent | ProbedEvent | CoolingEvent | DoneEvent | FailedEvent
+Event = (
+    PhaseEvent | TicketEvent | ConnectedEvent | ProbedEvent | CoolingEvent | Fact | DoneEvent
+    | FailedEvent
+)  # fmt: skip

@@ -5,10 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-_ZONES = "/sys/class/thermal/thermal_zone{}/temp"
+_ZONES = "/sys/class/thermal/thermal_zone{}/"
 _MOST_ZONES = 16
 _FRESH_SECONDS = 2.0
-_LOST = ("kShutdown", "Broken pipe", "Connection reset", "Channel closes", "previously closed")
+_LOST = (
+    "kShutdown",
+    "Broken pipe",
+    "Connection reset",
+    "Channel closes",
+    "previously closed",
+    "the serving process died",  # what servers say that know why (simulate/guest_server.py)
+)
 
 
 def is_lost(error: Exception) -> bool:
@@ -65,12 +72,12 @@ class Thermometer:
         return self._last
 
     def _find(self) -> list[str]:
-        """Zones are numbered without gaps; some are there but cannot be read."""
+        """Zones are numbered without gaps; one whose sensor is off is there, but cannot be read."""
         zones = []
         for number in range(_MOST_ZONES):
-            text = read_text(self._remote, _ZONES.format(number))
-            if not text:
+            folder = _ZONES.format(number)
+            if parse_celsius(read_text(self._remote, folder + "temp")) is not None:
+                zones.append(folder + "temp")
+            elif not read_text(self._remote, folder + "type"):
                 break
-            if parse_celsius(text) is not None:
-                zones.append(_ZONES.format(number))
         return zones

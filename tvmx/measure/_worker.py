@@ -83,7 +83,8 @@ class Worker:
             session = self._connected(task.queue_seconds, self._needs(task))
             session.subject = 0
             if isinstance(task, InspectTask):
-                return DoneEvent(facts=inspect(session, self._link))
+                inspect(session, self._link)
+                return DoneEvent()
             self._probe(session)
             session.cool_down()
             if isinstance(task, MeasureTask):
