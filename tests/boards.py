@@ -16,10 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 
 import psutil
+import pytest
 
 from tvmx.errors import TrackerError
 from tvmx.measure import DeviceAddress, tracker_summary
+from tvmx.measure._deadlines import PHASES
 from tvmx.measure._guard import GuardedProcess
+from tvmx.measure._session import Session
+from tvmx.measure._tasks import (
+    DoneEvent,
+    FailedEvent,
+    MeasureTask,
+    Task,
+    library_bytes,
+    upload_bytes,
+)
 
 KEY = "board"
 _START_SECONDS = 60.0
@@ -228,6 +239,36 @@ class Recorder:
         """Messages with this text in them."""
         with self._lock:
             return [text for _, text in self.messages if part in text]
+
+
+@contextlib.contextmanager
+def punctual(slack: float) -> Iterator[None]:
+    """No attempt that is made meanwhile may last ``slack`` seconds longer than its deadline."""
+    converse = Session._converse
+    late: list[str] = []
+
+    def timed(self: Session, task: Task) -> DoneEvent | FailedEvent:
+        answer = converse(self, task)
+        limit, took = _limit(self, task), time.monotonic() - self.phase_since
+        if took > limit + slack:
+            late.append(f"{self.phase} took {took:.1f} s, its deadline is {limit:g} s")
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "_converse", timed)
+        yield
+    assert late == []
+
+
+def _limit(session: Session, task: Task) -> float:
+    deadlines, phase = session.link.deadlines, session.phase
+    if isinstance(task, MeasureTask) and phase in ("queue", "upload", "load"):
+        return {
+            "queue": task.queue_seconds,
+            "upload": deadlines.transfer(upload_bytes(task.spec)),
+            "load": deadlines.loading(library_bytes(task.spec)),
+        }[phase]
+    return deadlines.of(phase) if phase in PHASES else _START_SECONDS
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ def test_the_reference_page_is_up_to_date() -> None:
     )
 
 
-def test_readme_has_the_commands_a_board_needs() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/devices.md"])
+def test_a_page_has_the_commands_a_board_needs(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     board = _board("rpi4", "127.0.0.1:9190")
     for command in (board["tunnel"], *board["board_commands"]):
         assert f"    {command}\n" in text
@@ -49,7 +50,8 @@ def walk(group: Any, path: str) -> list[tuple[str, Any]]:
 
 def command_lines() -> list[str]:
     """Command lines of tvmx in README, docs and the help's own examples."""
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")]
+    pages = (ROOT / "README.md", ROOT / "docs" / "devices.md")
+    texts = [page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages]
     texts += [command.epilog or "" for _, command in walk(typer.main.get_command(app), "tvmx")]
     return [m.strip() for text in texts for m in re.findall(r"^ +(tvmx .*)$", text, re.M)]
 

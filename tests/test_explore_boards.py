@@ -44,7 +44,9 @@ class Outages(Recorder):
     def waiting(self, text: str, seconds_left: float | None) -> None:
         super().waiting(text, seconds_left)
         countdown = [left for _, said, left in self.waits if said and left is not None]
-        if len(countdown) == 3 and not self.boards[0].alive:  # nobody is left, and the user has seen it count
+        if (
+            len(countdown) == 3 and not self.boards[0].alive
+        ):  # nobody is left, and the user has seen it count
             for board in self.boards:
                 board.start()
 

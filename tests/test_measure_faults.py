@@ -19,7 +19,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.boards import Boards, Recorder, family, freeze, meanwhile, received, thaw, until
+from tests.boards import (
+    Boards,
+    Recorder,
+    family,
+    freeze,
+    meanwhile,
+    punctual,
+    received,
+    thaw,
+    until,
+)
 from tests.measure_libraries import Libraries, build
 from tvmx.measure import Deadlines, Job, LocalFarm, Measurement, RpcRunner, TimingPolicy
 
@@ -34,6 +44,12 @@ SLACK = 2.0
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
     return build(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture(autouse=True)
+def _punctual() -> Iterator[None]:
+    with punctual(SLACK):
+        yield
 
 
 def _runner(boards: Boards, observer: Recorder | None = None, patience: float = 30.0) -> RpcRunner:
@@ -182,6 +198,25 @@ def test_frozen_before_the_first_connection(where: str, libraries: Libraries) ->
             assert {r.server for r in results} == {boards[1].server}
     assert _statuses(results) == ["ok"] * 6, _messages(results)
     assert time.monotonic() - start < 2 * SHORT.connect + 6 + SLACK
+
+
+def test_only_the_server_that_does_not_answer_is_replaced(libraries: Libraries) -> None:
+    good = [libraries.kernel("good")]
+    with (
+        LocalFarm(servers=2) as farm,
+        RpcRunner(farm.address, deadlines=SHORT, recover=farm.recover) as runner,
+    ):
+        (first,) = runner.measure(good, FAST)
+        until(lambda: farm.summary().keys[farm.address.key].free == 2, 10)  # let go when idle
+        used = f"server:{first.server.rpartition(':')[2]}"
+        before = farm.processes
+        (other,) = [name for name in before if name not in (used, "tracker")]
+        freeze(before[other])  # the tracker hands out the one that was free for longer
+        (second,) = runner.measure(good, FAST)
+        assert second.ok, second.message
+        after = farm.processes
+    assert after[used] == before[used]
+    assert before[other] not in after.values()
 
 
 def test_bad_kernels_are_told_from_bad_boards(libraries: Libraries) -> None:
@@ -342,9 +377,10 @@ def test_work_pauses_while_no_board_is_there(libraries: Libraries) -> None:
     policy = TimingPolicy(number=50, repeats=1, min_repeats=1)
     with Boards(2) as boards, _runner(boards, recorder, 60) as runner:
         gone: list[float] = []
+        told: list[int] = []
 
         def fault() -> None:
-            time.sleep(1.5)
+            until(lambda: len(told) >= 4)
             for board in boards:
                 board.kill()
             gone.append(time.monotonic())
@@ -354,7 +390,9 @@ def test_work_pauses_while_no_board_is_there(libraries: Libraries) -> None:
             gone.append(time.monotonic())
 
         with meanwhile(fault):
-            results = runner.measure([libraries.sleeping()] * 16, policy)
+            results = runner.measure(
+                [libraries.sleeping()] * 16, policy, lambda index, _: told.append(index)
+            )
         ended = time.monotonic()
     assert _statuses(results) == ["ok"] * 16, _messages(results)
     countdown = [left for _, text, left in recorder.waits if text and left is not None]
@@ -369,25 +407,26 @@ def test_patience_ends(libraries: Libraries) -> None:
     recorder = Recorder()
     policy = TimingPolicy(number=50, repeats=1, min_repeats=1)
     told: list[int] = []
+    killed: list[float] = []
     with Boards(1) as boards, _runner(boards, recorder, patience=8.0) as runner:
 
         def fault() -> None:
-            time.sleep(1.5)
+            until(lambda: len(told) >= 2)
             boards[0].kill()
+            killed.append(time.monotonic())
 
-        start = time.monotonic()
         with meanwhile(fault):
             results = runner.measure(
                 [libraries.sleeping()] * 20, policy, lambda index, _: told.append(index)
             )
-        took = time.monotonic() - start
+        ended = time.monotonic()
         boards[0].start()
         boards.await_registered()
         again = runner.measure([libraries.sleeping()], policy)
     kinds = {r.status for r in results}
     assert "ok" in kinds and kinds <= {"ok", "queue", "connect"}, _messages(results)
     assert sorted(told) == list(range(20))
-    assert took < 1.5 + 8.0 + SHORT.queue + SLACK
+    assert 7.5 < ended - killed[0] < 8.0 + SHORT.queue + SLACK
     assert again[0].ok, again[0].message
 
 

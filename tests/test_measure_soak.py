@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.boards import KEY, Boards, Recorder, until
+from tests.boards import KEY, Boards, Recorder, punctual, until
 from tests.measure_libraries import Libraries, build
 from tvmx.measure import Deadlines, KernelJob, Measurement, RpcRunner, TimingPolicy
 from tvmx.store import Journal, MeasurementKey, MeasurementRecord
@@ -145,6 +145,7 @@ def test_soak(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     start = time.monotonic()
     with (
+        punctual(2.0),
         Boards(2) as boards,
         RpcRunner(
             boards.address, parallel=None, deadlines=DEADLINES, patience_s=60, observer=recorder

@@ -15,7 +15,11 @@ def elf_machine(path: Path) -> str | None:
     Raises OSError when the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(20)
+        return machine_of(file.read(20))
+
+
+def machine_of(head: bytes) -> str | None:
+    """The same from the first 20 bytes of the file, or more of them."""
     if len(head) < 20 or head[:4] != b"\x7fELF":
         return None
     order = "<" if head[5] == 1 else ">"

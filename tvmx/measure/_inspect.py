@@ -48,6 +48,7 @@ from tvmx.measure._device_files import (
     parse_version,
     version_files,
 )
+from tvmx.measure._elf import elf_machine, machine_of
 from tvmx.measure._probe import ProbeLibrary
 from tvmx.measure._probing import Probe
 from tvmx.measure._tasks import Fact, Link
@@ -61,6 +62,7 @@ _MOST_CPUS = 64
 _MAPS_BYTES = 1 << 19
 _RATE_BYTES = 2 << 20
 _REPEATS = 15
+_PROGRAM_SECONDS = 20.0  # a Python interpreter is up to 30 MB
 _NAME = "probe.so"
 _RUNTIMES = ("libtvm_runtime.so", "libtvm_compiler.so", "libtvm.so")
 _FFI = ("libtvm_ffi.so",)
@@ -81,10 +83,10 @@ def _tell(session: RemoteSession, name: str, value: str, note: str = "") -> None
 def _outside(session: RemoteSession) -> None:
     with session.phase("connect"):
         loaders = [what.split() for path, what in LOADERS.items() if _exists(session, path)]
-        machines = dict.fromkeys(words[0] for words in loaders)
         musl = bool(loaders) and all("musl" in words for words in loaders)
-        _tell(session, "machine", " ".join(machines))
         _tell(session, "libc", "musl" if musl else "")
+    _tell(session, "machine", _machine(session, {words[0] for words in loaders}))
+    with session.phase("connect"):
         _tell(session, "os", os_name(_text(session, "/etc/os-release")))
         path = session.remote.get_function("tvm.rpc.server.workpath")("")
         _tell(session, "folder", str(path))
@@ -98,13 +100,27 @@ def _outside(session: RemoteSession) -> None:
         _tell(session, "temperature", "" if celsius is None else f"{celsius:.1f}")
 
 
+def _machine(session: RemoteSession, known: set[str]) -> str:
+    """The only machine there are loaders for; of several, the one the server itself is for."""
+    if len(known) < 2:
+        return "".join(known)
+    with session.phase("connect", _PROGRAM_SECONDS):
+        try:
+            program = bytes(session.remote.download("/proc/self/exe"))
+        except Exception as err:
+            if is_lost(err):
+                raise
+            program = b""
+    return machine_of(program) or " ".join(sorted(known))
+
+
 def _inside(session: RemoteSession, library: ProbeLibrary) -> None:
     if not _send(session, library):
         return
     probe = Probe(session, library, _NAME)
     _tell(session, "loaded", "yes")
     with session.phase("run"):
-        _read_system(session, probe)
+        _read_system(session, probe, arm=elf_machine(library.path) == "aarch64")
         _read_versions(session, probe)
     with session.phase("run"):
         wrong = [
@@ -139,14 +155,17 @@ def _send(session: RemoteSession, library: ProbeLibrary) -> bool:
     return whole
 
 
-def _read_system(session: RemoteSession, probe: Probe) -> None:
+def _read_system(session: RemoteSession, probe: Probe, *, arm: bool) -> None:
     def text(path: str) -> str:
         return probe.read(path).decode(errors="replace")
 
     _tell(session, "kernel", text("/proc/sys/kernel/osrelease").strip())
     fields = dict(_fields(text("/proc/cpuinfo")))
-    _tell(session, "processor", fields.get("model name", ""))
-    features = fields.get("flags", "").split() or hwcap_features(probe.read("/proc/self/auxv"))
+    if arm:  # an emulated board shows the /proc/cpuinfo of the machine it runs on
+        processor, features = "", hwcap_features(probe.read("/proc/self/auxv"))
+    else:
+        processor, features = fields.get("model name", ""), fields.get("flags", "").split()
+    _tell(session, "processor", processor)
     _tell(session, "features", " ".join(features))
     name, _, version = probe.libc_version().partition(" ")
     _tell(session, "glibc", version if name == "glibc" else "")

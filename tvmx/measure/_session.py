@@ -90,6 +90,7 @@ class Session:
         if self._process is not None and self._process.alive:
             return
         self.kill()
+        self.ticket = self.connected = None
         ours, theirs = socket.socketpair()
         with theirs:
             process = GuardedProcess(

@@ -150,12 +150,9 @@ def measured_peak_gflops(target: Target) -> float:
     """
     if target.arch != platform.machine():
         raise UsageError(f"target {target.name!r} cannot run on this {platform.machine()} machine")
-    from tvmx.testing._peak import STEPS, peak_kernel
+    from tvmx.doctor import peak_kernel
 
-    chains, lanes = target.vector_registers // 2, target.lanes("float32")
-    half = np.full(lanes, 0.5, np.float32)
-    run = _Loaded(
-        peak_kernel(chains, lanes), target, [half, half, np.zeros((chains, lanes), np.float32)]
-    )
+    func, kernel = peak_kernel(target)
+    run = _Loaded(func, target, [np.ones(kernel.size, kernel.dtype)])
     run()
-    return 2 * STEPS * chains * lanes / run.seconds() / 1e9
+    return kernel.work / run.seconds() / 1e9

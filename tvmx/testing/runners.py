@@ -18,6 +18,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -111,6 +112,30 @@ class RunnerTestCase:
             (result,) = runner.measure([self.good_job()], policy)
         assert len(result.latencies_us) == 4
 
+    def test_deadlines_can_be_set_between_jobs(self) -> None:
+        with self.make_runner() as runner:
+            longer = replace(runner.deadlines, run=runner.deadlines.run + 1)
+            before = runner.measure([self.good_job()])
+            runner.deadlines = longer
+            assert runner.deadlines == longer
+            after = runner.measure([self.good_job()])
+        self.check_ok(before[0])
+        self.check_ok(after[0])
+
+    def test_devices_are_told_apart(self) -> None:
+        jobs: list[Job] = [self.good_job(), self.bad_jobs()["wrong-output"], self.good_job()]
+        with self.make_runner() as runner:
+            assert runner.waited_s == 0
+            results = runner.measure(jobs)
+            devices = {report.server: report for report in runner.devices}
+            assert runner.waited_s >= 0
+        assert {r.server for r in results} <= devices.keys() | {""}
+        for result in results:
+            if result.server:
+                assert devices[result.server].identity == result.identity
+        if devices:
+            assert sum(report.measured for report in devices.values()) == 2
+
     def test_comparison_is_paired(self) -> None:
         policy = TimingPolicy(min_repeat_ms=0.1)
         jobs: list[Job] = [self.good_job(), self.good_network(), self.good_job()]
@@ -172,6 +197,13 @@ class RunnerTestCase:
         assert result.latencies_us and all(math.isfinite(v) and v > 0 for v in result.latencies_us)
         assert result.median_us is not None and result.spread_us is not None
         assert min(result.latencies_us) <= result.median_us <= max(result.latencies_us)
+        if len(result.latencies_us) < 6:
+            assert result.interval_us is None
+        else:
+            assert result.interval_us is not None
+            low, high = result.interval_us
+            assert min(result.latencies_us) <= low <= result.median_us <= high
+            assert high <= max(result.latencies_us)
         assert result.max_error is not None and 0 <= result.max_error <= 1e-3
         text = result.model_dump_json()
         assert Measurement.model_validate_json(text) == result
