@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with everything pinned
 # make demo    train a small network, explore it on this machine, export and run it
 # make test    every check: lint, types, tests
+# make setup-sim  what simulated boards need: as root the programs, then the arm64 guest
 #
 # torch is the largest dependency. On Linux, PyPI's build of it brings CUDA (gigabytes);
 # for the CPU build set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index (see pytorch.org):
@@ -14,7 +15,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: setup demo test lint clean
+# llvm-mca 22 knows the cores' timings; qemu-user-static has no plugins.
+SIM_PACKAGES := qemu-user llvm-22 gcc libc6-dev
+
+.PHONY: setup setup-sim demo test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +36,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,examples]'
 	$(BIN)/tvmx --version
 	@touch $@
+
+setup-sim: setup
+	@if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update && apt-get install -y --no-install-recommends $(SIM_PACKAGES); \
+	else \
+	    echo 'not root: what is missing of the next line is installed by hand' && \
+	    echo '    sudo apt-get install --no-install-recommends $(SIM_PACKAGES)'; \
+	fi
+	$(BIN)/tvmx simulate --prepare
 
 demo: setup
 	$(BIN)/python examples/digits.py --out $(DEMO_OUT)

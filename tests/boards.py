@@ -250,7 +250,7 @@ def punctual(slack: float) -> Iterator[None]:
     def timed(self: Session, task: Task) -> DoneEvent | FailedEvent:
         answer = converse(self, task)
         limit, took = _limit(self, task), time.monotonic() - self.phase_since
-        if took > limit + slack:
+        if self.phase is not None and took > limit + slack:
             late.append(f"{self.phase} took {took:.1f} s, its deadline is {limit:g} s")
         return answer
 

@@ -378,13 +378,13 @@ def test_a_sick_device_rests_longer_each_time(
     crew, _ = make_crew(roster, log, 600.0, fixed=1)
     rests = []
     for _ in range(6):
-        crew.slots[0].fault()
+        crew.slots[0].fault("connect")
         before = clock.now
         assert crew.await_device(FAULT)
         rests.append(round(clock.now - before))
     assert rests == [1, 2, 4, 8, 15, 15]
     crew.slots[0].well()
-    crew.slots[0].fault()
+    crew.slots[0].fault("connect")
     before = clock.now
     crew.await_device(FAULT)
     assert round(clock.now - before) == 1

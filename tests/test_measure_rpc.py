@@ -155,6 +155,20 @@ def test_too_many_threads_are_refused(farm: LocalFarm, libraries: Libraries) -> 
     assert ("give --cores big:" if few else "TVM_NUM_THREADS=64") in result.message
 
 
+def test_a_hopeless_choice_of_cores_is_not_waited_for(
+    farm: LocalFarm, libraries: Libraries
+) -> None:
+    """A device does not grow cores while one waits."""
+    start = time.monotonic()
+    with RpcRunner(
+        farm.address, cores=Cores(threads=1000), deadlines=SHORT, parallel=None, patience_s=600
+    ) as runner:
+        results = runner.measure([libraries.kernel("good")] * 3)
+        compared = runner.compare([libraries.kernel("good")], 2)
+    assert [r.status for r in [*results, *compared]] == ["connect"] * 4
+    assert time.monotonic() - start < 20
+
+
 def test_two_clients_share_one_device(farm: LocalFarm, libraries: Libraries) -> None:
     """Also when one of them never pauses: it lets the other in between two jobs."""
     jobs = [libraries.kernel("good")] * 4

@@ -18,7 +18,8 @@
     │   └── LinkerError          no linker, or the linker failed
     ├── DeviceError              tracker, servers, boards
     │   ├── TrackerError         refused, or not a tracker
-    │   └── UnknownKeyError      no such device key in the tracker
+    │   ├── UnknownKeyError      no such device key in the tracker
+    │   └── SimulationError      what a simulated board needs is missing, or failed
     ├── MeasureError             a candidate failed where a figure is indispensable (the baseline)
     ├── LimitError               no plan stays within the accuracy and memory that were asked
     ├── StoreError               runs and journals
@@ -112,6 +113,10 @@ class TrackerError(DeviceError):
 
 class UnknownKeyError(DeviceError):
     """The tracker knows no device under this key."""
+
+
+class SimulationError(DeviceError):
+    """A simulated board cannot be had: a tool, the arm64 guest or the emulator failed."""
 
 
 class MeasureError(TvmxError):

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from tvmx import __version__
-from tvmx.cli import _bench, _bundle, _explore, _farm, _import, _run, _schedules, _targets
+from tvmx.cli import (
+    _bench,
+    _bundle,
+    _doctor,
+    _explore,
+    _farm,
+    _import,
+    _run,
+    _schedules,
+    _simulate,
+    _targets,
+)
 from tvmx.cli._errors import fail
 
 app = typer.Typer(
@@ -36,7 +47,18 @@ def root(
     """Deploy CNNs on Arm Cortex-A CPUs: import, explore, cross-compile, measure, export."""
 
 
-for group in (_import, _targets, _farm, _schedules, _explore, _bundle, _run, _bench):
+for group in (
+    _import,
+    _targets,
+    _farm,
+    _simulate,
+    _doctor,
+    _schedules,
+    _explore,
+    _bundle,
+    _run,
+    _bench,
+):
     group.add_to(app)
 
 

@@ -85,6 +85,7 @@ class Batch:
     on_result: OnResult | None
     error: BaseException | None = None
     last_fault: FailedEvent | None = None
+    hopeless: bool = False
     suspicions: dict[int, Suspicion] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,8 +121,14 @@ class Batch:
     def give_back(self, index: int, fault: FailedEvent) -> None:
         """The device failed, not the job: somebody else may take it."""
         with self._changed:
-            self.last_fault = fault
             self._todo.appendleft(index)
+            self.fault(fault)
+
+    def fault(self, fault: FailedEvent) -> None:
+        """A device failed; waiting for it is of no use when the fault is hopeless."""
+        with self._changed:
+            self.last_fault = fault
+            self.hopeless |= fault.hopeless
             self._changed.notify_all()
 
     def done(self, index: int, result: Measurement) -> None:

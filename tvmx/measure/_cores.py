@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from tvmx.errors import UsageError
@@ -90,6 +91,19 @@ class Cores:
         if self.threads > little:
             return f"has {little} little cores, {self} were asked for: give --cores little:{little}"
         return None
+
+
+def has_little_cores() -> bool:
+    """Whether this machine has cores of several kinds, going by their highest clocks."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            return ""
+
+    clocks = [_number(read(_CLOCK.format(cpu))) for cpu in parse_cpu_list(read(_ONLINE))]
+    return bool(clocks) and count_little(clocks) > 0
 
 
 def count_little(clocks_khz: Sequence[int]) -> int:

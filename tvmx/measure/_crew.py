@@ -115,6 +115,7 @@ class Crew:
         self._make_slot, self._fixed = make_slot, fixed
         self._roster, self._patience = roster, patience
         self.slots = [make_slot() for _ in range(fixed or 1)]
+        self._active: list[Slot] = []
         self._registered: int | None = None
         self._polled = 0.0
 
@@ -127,6 +128,7 @@ class Crew:
             while not batch.finished:
                 active = [slot for slot, thread in threads.items() if thread.is_alive()]
                 ready = self._ready(batch, active)
+                self._active = [*active, *ready]
                 for slot in ready:
                     threads[slot] = threading.Thread(target=drain, args=(slot, batch), daemon=True)
                     threads[slot].start()
@@ -144,12 +146,19 @@ class Crew:
             for thread in threads.values():
                 thread.join()
 
+    @property
+    def surplus(self) -> bool:
+        """Whether more slots work than devices are left: they would only take turns."""
+        if self._fixed is not None or self._registered is None:
+            return False
+        return len(self._active) > max(1, self._registered)
+
     def await_device(self, fault: FailedEvent) -> bool:
         """Wait until there may be a device again; False when patience is over (or there is none).
 
         Rests a second at least, because a sick device is listed like a sound one.
         """
-        if self._patience.none:
+        if self._patience.none or fault.hopeless:
             return False
         slot = self.slots[0]
         while time.monotonic() < slot.rest_until or not self._poll():
@@ -181,7 +190,7 @@ class Crew:
     def _ready(self, batch: Batch, active: list[Slot]) -> list[Slot]:
         """Slots to start now: rested, wanted, and with a device to hope for."""
         wanted = batch.open_jobs
-        if not wanted:
+        if not wanted or batch.hopeless:
             return []
         now = time.monotonic()
         if self._fixed is None:
@@ -196,7 +205,9 @@ class Crew:
         """Nobody works: wait, if jobs are left and there is patience; False ends the batch."""
         if batch.finished or not batch.open_jobs:
             return True
-        return not self._patience.none and self._patience.waiting(self._why(batch.last_fault))
+        if self._patience.none or batch.hopeless:
+            return False
+        return self._patience.waiting(self._why(batch.last_fault))
 
     def _show_queue(self, active: list[Slot]) -> None:
         """Slots wait for the tracker: others have all devices, or they have just gone."""

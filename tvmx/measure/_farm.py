@@ -10,7 +10,7 @@ import psutil
 
 from tvmx.errors import DeviceError, TrackerError
 from tvmx.measure._address import DeviceAddress, parse_host_port
-from tvmx.measure._cores import Cluster, Cores
+from tvmx.measure._cores import Cluster, Cores, has_little_cores
 from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._guard import GuardedProcess
 from tvmx.measure._measurement import Status
@@ -83,8 +83,12 @@ class LocalFarm:
 
     @property
     def _bind(self) -> bool:
-        """TVM binds threads to cores when it chooses a cluster; several servers would share."""
-        return self._cluster != "big"
+        """Whether TVM binds threads to cores, which choosing a cluster takes.
+
+        Several servers would all get the first cores; and where all cores are alike the system
+        places threads better.
+        """
+        return self._cluster != "big" or (self._count == 1 and has_little_cores())
 
     @property
     def processes(self) -> dict[str, int]:

@@ -58,10 +58,18 @@ _names = itertools.count()
 class StepError(Exception):
     """A phase failed; carries the status of the measurement to be."""
 
-    def __init__(self, status: Status, message: str, max_error: float | None = None) -> None:
+    def __init__(
+        self,
+        status: Status,
+        message: str,
+        max_error: float | None = None,
+        *,
+        hopeless: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status: Status = status
         self.max_error = max_error
+        self.hopeless = hopeless
 
 
 def status_of(phase: Phase, error: Exception) -> Status:
@@ -164,7 +172,7 @@ class RemoteSession:
         cores = self._link.cores
         problem = cores.problem(lambda path: read_text(remote, path))
         if problem:
-            raise StepError("connect", f"{self._link.address} {problem}")
+            raise StepError("connect", f"{self._link.address} {problem}", hopeless=True)
         if cores.threads:
             remote.get_function("runtime.config_threadpool")(cores.mode, cores.threads)
         actual = int(remote.get_function("runtime.NumThreads")())
@@ -174,6 +182,7 @@ class RemoteSession:
                 f"{self._link.address} runs {actual} threads, {cores} were asked for:"
                 f" start its server with TVM_NUM_THREADS={cores.threads}, or ask for as many cores"
                 " as it has",
+                hopeless=True,
             )
         return actual
 

@@ -36,6 +36,7 @@ from tvmx.measure._tasks import (
     Link,
     MeasureTask,
     NetworkSpec,
+    PhaseEvent,
     ProbedEvent,
     RunTask,
     Task,
@@ -102,6 +103,7 @@ class RpcRunner(Runner):
         self._unrest = Unrest()
         self._stuck: dict[str, tuple[float, Suspicion]] = {}
         self._blocked_until = 0.0
+        self._cooling: set[str] = set()
         self._closed = False
 
     @property
@@ -219,10 +221,14 @@ class RpcRunner(Runner):
         elif isinstance(event, ProbedEvent):
             self._roster.probed(server, event)
         elif isinstance(event, CoolingEvent):
+            self._cooling.add(server)
             self._observer.waiting(
                 f"device {self.key} on {server} is at {event.temperature_c:.0f} °C: cooling",
                 event.seconds_left,
             )
+        elif isinstance(event, PhaseEvent) and server in self._cooling:
+            self._cooling.discard(server)
+            self._observer.waiting("", None)
 
     def _queue_seconds(self) -> float:
         # A candidate that hung keeps a board busy until the server ends the session by itself.
@@ -244,7 +250,7 @@ class RpcRunner(Runner):
                 slot.fault(event.status)
                 self._patience.fault()
                 self._repair(slot.session, event)
-                if slot.faults % _TRIES == 0:
+                if event.hopeless or slot.faults % _TRIES == 0:
                     return event
                 continue
             if isinstance(event, FailedEvent) and event.status in ("crash", "timeout"):
@@ -292,9 +298,18 @@ class RpcRunner(Runner):
                 return event
 
     def _drain(self, slot: Slot, batch: Batch) -> None:
-        """Measure jobs of the batch until none is open or the slot's device fails."""
+        """Measure jobs of the batch until none is open or the slot's device fails.
+
+        The device comes first: a job in hand would wait for it, though others could take it.
+        """
         try:
-            while (index := batch.take()) is not None:
+            found = self._call(
+                slot, lambda _: DescribeTask(self._queue_seconds()), lambda _: Suspicion()
+            )
+            if isinstance(found, FailedEvent):
+                batch.fault(found)
+                return
+            while not self._crew.surplus and (index := batch.take()) is not None:
                 result = self._one(slot, batch, index)
                 if isinstance(result, FailedEvent):
                     batch.give_back(index, result)

@@ -166,8 +166,7 @@ class Session:
                     self.phase, self.phase_since = now.phase, time.monotonic()
                     if now.phase == "queue":
                         self.ticket = self.connected = None
-                    continue
-                if isinstance(event, TicketEvent):
+                elif isinstance(event, TicketEvent):
                     self.ticket = event
                 elif isinstance(event, ConnectedEvent):
                     self.connected, self.ends = event, time.monotonic() + event.seconds

@@ -226,12 +226,13 @@ class DoneEvent:
 
 @dataclass(frozen=True)
 class FailedEvent:
-    """The task failed at job ``subject``."""
+    """The task failed at job ``subject``. ``hopeless``: it will again, however long one waits."""
 
     status: Status
     message: str
     subject: int = 0
     max_error: float | None = None
+    hopeless: bool = False
 
 
 Event = (

@@ -87,6 +87,8 @@ class Worker:
                 return DoneEvent()
             self._probe(session)
             session.cool_down()
+            if not session.lasts(self._needs(task)):  # cooling took its time
+                session = self._connected(task.queue_seconds, self._needs(task))
             if isinstance(task, MeasureTask):
                 return DoneEvent((prepare(session, task.spec).measure(task.policy),))
             if isinstance(task, CompareTask):
@@ -99,7 +101,7 @@ class Worker:
             # After any failure the server's memory may be damaged: the next task gets a new one.
             subject = self._session.subject if self._session else 0
             self._drop()
-            return FailedEvent(err.status, str(err), subject, err.max_error)
+            return FailedEvent(err.status, str(err), subject, err.max_error, err.hopeless)
         except Exception as err:  # a defect of ours; the log has the place
             traceback.print_exc()
             self._drop()

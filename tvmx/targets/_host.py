@@ -26,7 +26,7 @@ _X86_EXTRAS = {
 }
 _ARM_EXTRAS = {"asimd": "+neon", "asimddp": "+dotprod", "asimdhp": "+fullfp16", "i8mm": "+i8mm"}
 # Part numbers of Arm's own cores (implementer 0x41), from their MIDR_EL1 registers.
-_ARM_PARTS = {
+ARM_PARTS = {
     0xD03: "cortex-a53", 0xD04: "cortex-a35", 0xD05: "cortex-a55", 0xD07: "cortex-a57",
     0xD08: "cortex-a72", 0xD09: "cortex-a73", 0xD0A: "cortex-a75", 0xD0B: "cortex-a76",
     0xD0C: "neoverse-n1", 0xD0D: "cortex-a77", 0xD40: "neoverse-v1", 0xD41: "cortex-a78",
@@ -131,7 +131,7 @@ def _arm_core(processor: dict[str, str]) -> str:
         part = int(processor.get("CPU part", "0"), 0)
     except ValueError:
         return "generic"
-    return _ARM_PARTS.get(part, "generic") if maker == _ARM_IMPLEMENTER else "generic"
+    return ARM_PARTS.get(part, "generic") if maker == _ARM_IMPLEMENTER else "generic"
 
 
 def _host(

@@ -24,6 +24,24 @@ class Cluster(BaseModel):
     l2_private: bool = False
 
 
+class Simulation(BaseModel):
+    """How simulated boards of a target are timed, and why so.
+
+    ``figure`` is what their clock shows; ``source`` says where that choice comes from. Costs of a
+    line are in cycles, ``memory_factor`` is the share of them that no other work hides; what is
+    left out is chosen for the core (``tvmx.simulate``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figure: Literal["core", "core+memory"]
+    source: str
+    l2_hit_cycles: float | None = Field(default=None, ge=0)
+    prefetched_cycles: float | None = Field(default=None, ge=0)
+    l2_miss_cycles: float | None = Field(default=None, ge=0)
+    memory_factor: float | None = Field(default=None, ge=0, le=1)
+
+
 class Target(BaseModel):
     """A deployment target.
 
@@ -45,6 +63,7 @@ class Target(BaseModel):
     glibc: str = "2.28"
     memory_mib: int = Field(ge=1)
     clusters: tuple[Cluster, ...] = Field(min_length=1)
+    simulation: Simulation | None = None
     sources: tuple[str, ...] = ()
 
     def lanes(self, dtype: str = "float32") -> int:
