@@ -7,8 +7,14 @@ import time
 import pytest
 
 from tests.boards import Recorder
+from tvmx.measure import DeviceAddress
 from tvmx.measure._batch import Suspicion, Unrest
+from tvmx.measure._cores import Cores
 from tvmx.measure._crew import Patience
+from tvmx.measure._deadlines import Deadlines
+from tvmx.measure._remote import status_of
+from tvmx.measure._tasks import DescribeTask, FailedEvent, Link, Phase
+from tvmx.measure._worker import Worker
 
 
 class Clock:
@@ -81,3 +87,51 @@ def test_patience_counts_from_the_first_trouble(clock: Clock) -> None:
     assert patience.waited_s == 7
     patience.well()
     assert patience.left_s == 10
+
+
+# What TVM's client said when the process that served it was killed at random.
+LOST = [
+    "Check failed: (code == RPCCode::kReturn) is false: code=kShutdown",
+    "Socket SockChannel::Recv Error:Connection reset by peer",
+    "Socket SockChannel::Send Error:Broken pipe",
+    "Check failed: (HandleUntilReturnEvent(true, [](...) {}) == RPCCode::kReturn) is false:",
+]
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_a_lost_connection_is_no_verdict(text: str) -> None:
+    error = RuntimeError(text)
+    assert [status_of(p, error) for p in ("connect", "upload", "load", "run")] == [
+        "connect", "upload", "crash", "crash",
+    ]  # fmt: skip
+    assert status_of("run", RuntimeError("Error caught from RPC call: no such symbol")) == "run"
+
+
+class LostSession:
+    """Its server dies while nothing of the candidate runs."""
+
+    server = "127.0.0.1:1"
+    subject = 0
+
+    def __init__(self, step: Phase) -> None:
+        self.step = step
+
+    def cool_down(self) -> None:
+        raise RuntimeError(LOST[0])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("step", "status"), [("connect", "connect"), ("run", "crash")])
+def test_a_connection_lost_between_two_steps(
+    step: Phase, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(DeviceAddress("127.0.0.1", 1, "board"), Cores(), Deadlines())
+    worker = Worker(None, link)  # type: ignore[arg-type]
+    worker._session = session = LostSession(step)  # type: ignore[assignment]
+    monkeypatch.setattr(worker, "_connected", lambda *_: session)
+    answer = worker._do(DescribeTask(1.0))
+    assert isinstance(answer, FailedEvent)
+    assert (answer.status, session.closed) == (status, True)
+    assert "kShutdown" in answer.message

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.rpc
 
 FAST = TimingPolicy(min_repeat_ms=0.1, repeats=2)
 ONE_SECOND = TimingPolicy(number=200, repeats=1, min_repeats=1)  # of the sleeping kernel
-SHORT = Deadlines(queue=4, connect=2, upload=5, load=2, run=2)
+SHORT = Deadlines(queue=3, connect=2, upload=5, load=2, run=2)
 SLACK = 2.0
 
 
@@ -265,12 +265,6 @@ def test_a_tracker_that_restarts_costs_no_job(libraries: Libraries) -> None:
             jobs: list[Job] = [libraries.sleeping(), libraries.kernel("good")] * 8
             results = runner.measure(jobs, TimingPolicy(number=60, repeats=1, min_repeats=1))
         assert _statuses(results) == ["ok"] * 16, _messages(results)
-        # And so does one that restarts while nobody measures.
-        boards.tracker.kill()
-        boards.tracker.start()
-        start = time.monotonic()
-        assert _statuses(runner.measure(jobs[:4], FAST)) == ["ok"] * 4
-        assert time.monotonic() - start < 12 + SLACK  # servers look for it every five seconds
 
 
 def test_a_library_for_another_machine(libraries: Libraries) -> None:
@@ -282,6 +276,7 @@ def test_a_library_for_another_machine(libraries: Libraries) -> None:
             assert time.monotonic() - start < 8
         assert _statuses(results) == ["ok", "load", "ok"], _messages(results)
         assert "aarch64" in results[1].message and "foreign.so" in results[1].message
+        until(lambda: boards.busy() == [])
         with RpcRunner(boards.address, deadlines=SHORT, arch="x86_64") as runner:
             (result,) = runner.measure([foreign])
             assert (result.status, boards.busy()) == ("load", [])  # it did not travel
@@ -309,7 +304,7 @@ def test_a_full_folder_is_the_devices_fault(
         with _runner(boards, recorder) as runner:
 
             def free() -> None:
-                until(lambda: len(recorder.waits) > 2)
+                until(lambda: len(recorder.waits) > 1)
                 boards[0].free_disk()
 
             with meanwhile(free):
@@ -385,7 +380,7 @@ def test_work_pauses_while_no_board_is_there(libraries: Libraries) -> None:
                 board.kill()
             gone.append(time.monotonic())
             until(lambda: any("registered" in text for _, text, _ in recorder.waits))
-            time.sleep(4.0)
+            time.sleep(2.5)
             boards[0].start()
             gone.append(time.monotonic())
 
@@ -395,11 +390,17 @@ def test_work_pauses_while_no_board_is_there(libraries: Libraries) -> None:
             )
         ended = time.monotonic()
     assert _statuses(results) == ["ok"] * 16, _messages(results)
-    countdown = [left for _, text, left in recorder.waits if text and left is not None]
-    assert len(countdown) >= 4
+    pauses: list[list[float]] = [[]]
+    for _, text, left in recorder.waits:
+        if text and left is not None:
+            pauses[-1].append(left)
+        else:
+            pauses.append([])
+    countdown = max(pauses, key=len)
+    assert len(countdown) >= 3
     assert countdown == sorted(countdown, reverse=True) and 40 < countdown[0] <= 60
     assert recorder.waits[-1][1:] == ("", None)  # work goes on
-    assert runner.waited_s > 3
+    assert runner.waited_s > 2
     assert ended - gone[1] < 15
 
 
@@ -408,7 +409,7 @@ def test_patience_ends(libraries: Libraries) -> None:
     policy = TimingPolicy(number=50, repeats=1, min_repeats=1)
     told: list[int] = []
     killed: list[float] = []
-    with Boards(1) as boards, _runner(boards, recorder, patience=8.0) as runner:
+    with Boards(1) as boards, _runner(boards, recorder, patience=6.0) as runner:
 
         def fault() -> None:
             until(lambda: len(told) >= 2)
@@ -426,17 +427,17 @@ def test_patience_ends(libraries: Libraries) -> None:
     kinds = {r.status for r in results}
     assert "ok" in kinds and kinds <= {"ok", "queue", "connect"}, _messages(results)
     assert sorted(told) == list(range(20))
-    assert 7.5 < ended - killed[0] < 8.0 + SHORT.queue + SLACK
+    assert 5.5 < ended - killed[0] < 6.0 + SHORT.queue + SLACK
     assert again[0].ok, again[0].message
 
 
 def test_two_boards_measure_nearly_twice_as_much(libraries: Libraries) -> None:
     policy = TimingPolicy(number=40, repeats=1, min_repeats=1)  # 0.2 s asleep
-    jobs: list[Job] = [libraries.sleeping()] * 24
+    jobs: list[Job] = [libraries.sleeping()] * 20
     per_minute: dict[int, float] = {}
     for count in (1, 2):
         with Boards(count) as boards, _runner(boards) as runner:
-            runner.measure(jobs[: 8 * count], policy)  # workers are up
+            runner.measure(jobs[: 4 * count], policy)  # workers are up
             start = time.monotonic()
             results = runner.measure(jobs, policy)
             per_minute[count] = 60 * len(jobs) / (time.monotonic() - start)

@@ -99,6 +99,7 @@ class RemoteSession:
         self._emit = emit
         self._lifetime = lifetime
         self.subject = 0
+        self.step: Phase = "queue"  # the phase that was entered last
         self._tensors: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self._poison: dict[tuple[tuple[int, ...], str], Any] = {}
         self._sent: dict[str, str] = {}
@@ -120,6 +121,7 @@ class RemoteSession:
     def phase(self, name: Phase, seconds: float | None = None) -> Iterator[None]:
         """Announce a phase and turn what goes wrong in it into a :class:`StepError`."""
         limit = self._link.deadlines.of(name) if seconds is None else seconds
+        self.step = name
         self._emit(PhaseEvent(name, limit, self.subject))
         try:
             yield

@@ -10,6 +10,7 @@ _MOST_ZONES = 16
 _FRESH_SECONDS = 2.0
 _LOST = (
     "kShutdown",
+    "RPCCode::kReturn",  # of a copy to or from the device
     "Broken pipe",
     "Connection reset",
     "Channel closes",

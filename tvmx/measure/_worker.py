@@ -25,7 +25,7 @@ from tvmx.measure._inspect import inspect
 from tvmx.measure._jobs import Array
 from tvmx.measure._prepared import Prepared, PreparedNetwork, prepare
 from tvmx.measure._probing import Probe
-from tvmx.measure._remote import RemoteSession, StepError
+from tvmx.measure._remote import RemoteSession, StepError, status_of
 from tvmx.measure._tasks import (
     CompareTask,
     DescribeTask,
@@ -43,6 +43,7 @@ from tvmx.measure._tasks import (
     library_bytes,
     upload_bytes,
 )
+from tvmx.measure._thermal import is_lost
 from tvmx.measure._tracker import tracker_summary
 
 _IDLE_SECONDS = 3.0
@@ -102,8 +103,13 @@ class Worker:
             subject = self._session.subject if self._session else 0
             self._drop()
             return FailedEvent(err.status, str(err), subject, err.max_error, err.hopeless)
-        except Exception as err:  # a defect of ours; the log has the place
-            traceback.print_exc()
+        except Exception as err:
+            if self._session is not None and is_lost(err):  # between two steps
+                step, subject = self._session.step, self._session.subject
+                self._drop()
+                reason = str(err).strip().splitlines()[0]
+                return FailedEvent(status_of(step, err), f"after {step}: {reason}", subject)
+            traceback.print_exc()  # a defect of ours; the log has the place
             self._drop()
             return FailedEvent("run", f"internal error: {type(err).__name__}: {err}")
 

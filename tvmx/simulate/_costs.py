@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Blocks of one call of llvm-mca, whose start takes as long as some ten blocks.
 _LEAST_TOGETHER, _MOST_TOGETHER = 16, 64
 _LOCKED_S = 60.0
+_STOP_WITHIN_S = 0.05
 
 
 class CostModel(Protocol):
@@ -61,14 +62,14 @@ class CostCache:
             self._store = sqlite3.connect(
                 self.path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False
             )
-            self._store.execute("PRAGMA journal_mode=WAL")
-            self._store.execute("PRAGMA synchronous=NORMAL")
+            self._store.execute("BEGIN IMMEDIATE")  # else two that set it up would collide
             self._store.execute(
                 "CREATE TABLE IF NOT EXISTS cost (code BLOB PRIMARY KEY, millicycles INTEGER)"
                 " WITHOUT ROWID"
             )
             self._store.execute("CREATE TABLE IF NOT EXISTS model (name TEXT PRIMARY KEY)")
             self._store.execute("INSERT OR IGNORE INTO model VALUES (?)", (model,))
+            self._store.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -134,7 +135,9 @@ class CostServer:
             self._socket = Path(home) / "costs"
             server = _Server(self._socket, self)
             stack.callback(server.server_close)
-            thread = threading.Thread(target=server.serve_forever, name="tvmx-costs", daemon=True)
+            thread = threading.Thread(
+                target=server.serve_forever, args=(_STOP_WITHIN_S,), name="tvmx-costs", daemon=True
+            )
             thread.start()
             stack.callback(thread.join)
             stack.callback(server.shutdown)

@@ -15,6 +15,7 @@
 
 #define PAGE_SHIFT 12
 #define NEAR_PAGES 1024 /* a direct-mapped cache of page numbers */
+#define LARGEST_REGION 65536 /* pages; larger ones are reservations, hardly used */
 #define STREAMS 16
 #define STREAM_REACH 4   /* lines between two misses of one stream */
 #define STREAM_TRAINED 2 /* steps in one direction before the prefetcher follows */
@@ -26,12 +27,13 @@ struct cache {
 };
 
 struct stream {
-    uint64_t last, used;
+    uint64_t last, used, region;
     int direction, steps;
 };
 
 struct page {
     uint64_t virtual, frame;
+    uint64_t region; /* which mapping of the guest's: no stream goes on from one to another */
 };
 
 struct memory {
@@ -43,7 +45,7 @@ struct memory {
     uint64_t now;
     struct page near[NEAR_PAGES];
     struct page *pages; /* open addressing; a power of two of slots */
-    uint64_t page_slots, page_count, frames;
+    uint64_t page_slots, page_count, frames, regions;
 };
 
 static void *zeroed(uint64_t count, size_t size)
@@ -97,7 +99,7 @@ static void cache_clear(struct cache *cache)
 void memory_reset(struct memory *memory)
 {
     forget_recent(memory->recent);
-    memory->now = memory->page_count = memory->frames = 0;
+    memory->now = memory->page_count = memory->frames = memory->regions = 0;
     memory->counts = (struct memory_counts){0};
     for (size_t i = 0; i < STREAMS; i++) {
         memory->streams[i] = (struct stream){.last = NOTHING};
@@ -133,28 +135,31 @@ static void grow_pages(struct memory *memory)
     free(old);
 }
 
-static void set_frame(struct memory *memory, uint64_t virtual, uint64_t frame)
+static void set_page(struct memory *memory, struct page page)
 {
-    struct page *page = page_slot(memory, virtual);
-    bool new = page->virtual == NOTHING;
-    *page = (struct page){virtual, frame};
+    struct page *slot = page_slot(memory, page.virtual);
+    bool new = slot->virtual == NOTHING;
+    *slot = page;
     if (new && ++memory->page_count * 2 > memory->page_slots) {
         grow_pages(memory);
     }
 }
 
-static uint64_t frame_of(struct memory *memory, uint64_t virtual)
+static const struct page *page_of(struct memory *memory, uint64_t virtual)
 {
     struct page *near = &memory->near[virtual % NEAR_PAGES];
     if (near->virtual != virtual) {
-        const struct page *page = page_slot(memory, virtual);
-        bool known = page->virtual != NOTHING && page->frame != NOTHING;
-        *near = (struct page){virtual, known ? page->frame : memory->frames++};
-        if (!known) {
-            set_frame(memory, virtual, near->frame);
+        struct page page = *page_slot(memory, virtual);
+        if (page.virtual == NOTHING) {
+            page = (struct page){virtual, NOTHING, 0};
         }
+        if (page.frame == NOTHING) {
+            page.frame = memory->frames++;
+            set_page(memory, page);
+        }
+        *near = page;
     }
-    return near->frame;
+    return near;
 }
 
 static uint64_t pages_of(uint64_t bytes)
@@ -168,9 +173,10 @@ void memory_mapped(struct memory *memory, uint64_t address, uint64_t bytes)
     uint64_t first = address >> PAGE_SHIFT, count = pages_of(bytes);
     forget_recent(memory->recent);
     clear_pages(memory->near, NEAR_PAGES);
-    if (count < memory->page_slots) {
+    memory->regions++;
+    if (count <= LARGEST_REGION) {
         for (uint64_t i = 0; i < count; i++) {
-            page_slot(memory, first + i)->frame = NOTHING;
+            set_page(memory, (struct page){first + i, NOTHING, memory->regions});
         }
         return;
     }
@@ -186,9 +192,11 @@ void memory_moved(struct memory *memory, uint64_t from, uint64_t to, uint64_t by
 {
     uint64_t count = pages_of(bytes);
     for (uint64_t i = 0; i < count; i++) {
-        const struct page *old = page_slot(memory, (from >> PAGE_SHIFT) + i);
-        if (old->virtual != NOTHING) {
-            set_frame(memory, (to >> PAGE_SHIFT) + i, old->frame);
+        struct page page = *page_slot(memory, (from >> PAGE_SHIFT) + i);
+        if (page.virtual != NOTHING) {
+            page.virtual = (to >> PAGE_SHIFT) + i;
+            page.region = memory->regions;
+            set_page(memory, page);
         }
     }
 }
@@ -211,31 +219,31 @@ static inline bool cache_use(struct cache *cache, uint64_t line)
 }
 
 /* True when a stream the prefetcher follows was about to fetch this line. */
-static bool stream_use(struct memory *memory, uint64_t line)
+static bool stream_use(struct memory *memory, uint64_t line, uint64_t region)
 {
     struct stream *oldest = &memory->streams[0];
     memory->now++;
     for (struct stream *s = memory->streams; s < memory->streams + STREAMS; s++) {
         int64_t step = (int64_t)(line - s->last);
         int direction = (step > 0) - (step < 0);
-        if (s->last != NOTHING && step != 0 && step <= STREAM_REACH && step >= -STREAM_REACH &&
+        if (s->last != NOTHING && s->region == region && step != 0 && step <= STREAM_REACH && step >= -STREAM_REACH &&
             (s->direction == 0 || s->direction == direction)) {
             bool followed = s->steps >= STREAM_TRAINED;
-            *s = (struct stream){line, memory->now, direction, s->steps + !followed};
+            *s = (struct stream){line, memory->now, region, direction, s->steps + !followed};
             return followed;
         }
         if (s->used < oldest->used) {
             oldest = s;
         }
     }
-    *oldest = (struct stream){line, memory->now, 0, 0};
+    *oldest = (struct stream){line, memory->now, region, 0, 0};
     return false;
 }
 
-static void fetch(struct memory *memory, uint64_t virtual_line, uint64_t line)
+static void fetch(struct memory *memory, uint64_t virtual_line, uint64_t region, uint64_t line)
 {
     memory->counts.l1_misses++;
-    bool followed = stream_use(memory, virtual_line);
+    bool followed = stream_use(memory, virtual_line, region);
     if (cache_use(&memory->l2, line)) {
         memory->counts.l2_hits++;
     } else if (followed) {
@@ -249,14 +257,15 @@ void memory_access(struct memory *memory, uint64_t virtual_line)
 {
     unsigned page_lines = PAGE_SHIFT - memory->recent->line_shift; /* as a power of two */
     uint64_t within = virtual_line & (((uint64_t)1 << page_lines) - 1);
-    uint64_t line = frame_of(memory, virtual_line >> page_lines) << page_lines | within;
+    const struct page *page = page_of(memory, virtual_line >> page_lines);
+    uint64_t line = page->frame << page_lines | within;
     uint64_t *last = &memory->l1_last[line & (memory->l1.sets - 1)];
     if (memory->recent->lines[*last % RECENT] == *last) {
         memory->recent->lines[*last % RECENT] = NOTHING;
     }
     *last = memory->recent->lines[virtual_line % RECENT] = virtual_line;
     if (!cache_use(&memory->l1, line)) {
-        fetch(memory, virtual_line, line);
+        fetch(memory, virtual_line, page->region, line);
     }
 }
 
