@@ -26,6 +26,7 @@ from tvmx.measure._session import Session
 from tvmx.measure._tasks import (
     DoneEvent,
     FailedEvent,
+    LinkTask,
     MeasureTask,
     Task,
     library_bytes,
@@ -262,12 +263,12 @@ def punctual(slack: float) -> Iterator[None]:
 
 def _limit(session: Session, task: Task) -> float:
     deadlines, phase = session.link.deadlines, session.phase
-    if isinstance(task, MeasureTask) and phase in ("queue", "upload", "load"):
-        return {
-            "queue": task.queue_seconds,
-            "upload": deadlines.transfer(upload_bytes(task.spec)),
-            "load": deadlines.loading(library_bytes(task.spec)),
-        }[phase]
+    if isinstance(task, MeasureTask) and phase == "upload":
+        return deadlines.transfer(upload_bytes(task.spec))
+    if isinstance(task, MeasureTask) and phase == "load":
+        return deadlines.loading(library_bytes(task.spec))
+    if not isinstance(task, LinkTask) and phase == "queue":
+        return task.queue_seconds
     return deadlines.of(phase) if phase in PHASES else _START_SECONDS
 
 

@@ -27,7 +27,7 @@ from tvmx.cli._options import (
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import check_count
 from tvmx.cli._progress import open_progress
-from tvmx.cli._run import bundle_job, require_ok
+from tvmx.cli._run import bundle_job, describe_simulated, require_ok, simulated
 from tvmx.errors import BundleError
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _describe(bundles: list[OpenBundle], measured: list[Measurement]) -> dict[st
                 "target": bundle.manifest.target,
                 "model": bundle.manifest.model_digest,
                 "latency_us": result.median_us,
+                "simulated": simulated(result),
                 "spread_us": result.spread_us,
                 "latencies_us": list(result.latencies_us),
                 "max_error": result.max_error,
@@ -137,10 +138,10 @@ def _describe(bundles: list[OpenBundle], measured: list[Measurement]) -> dict[st
         "notes": [],
     }
     if len(bundles) > 1:
-        from tvmx.measure import compare_paired
+        from tvmx.measure import compare_measured
         from tvmx.measure._paired import CONFIDENCE
 
-        pair = compare_paired(measured[0].latencies_us, measured[1].latencies_us)
+        pair = compare_measured(measured[0], measured[1])
         text = pair.describe(str(bundles[0].path), str(bundles[1].path))
         data["comparison"] = {**asdict(pair), "confidence": CONFIDENCE, "text": text}
         if bundles[0].manifest.model_digest != bundles[1].manifest.model_digest:
@@ -170,6 +171,9 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
             "measured": f"{rounds}, threads {data['threads']}",
         }
     )
+    for row in data["bundles"]:
+        if row["simulated"]:
+            screen.line(f"simulated {row['bundle']}: {describe_simulated(row['simulated'])}")
     if "comparison" in data:
         screen.line(data["comparison"]["text"], style="bold")
     for note in data["notes"]:

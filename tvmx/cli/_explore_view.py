@@ -23,6 +23,8 @@ OTHERS = 3
 
 def render_result(screen: Screen, result: ExploreResult) -> None:
     """Candidates, then the choice of every layer, then what a reader must know."""
+    if result.simulated:
+        screen.line(f"SIMULATED, no board was measured: {result.simulated}", style="bold")
     _candidates(screen, result)
     _layers(screen, result.layers)
     screen.fields(

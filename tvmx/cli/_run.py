@@ -140,6 +140,7 @@ def _describe(
         "device": measured.device,
         "identity": measured.identity,
         "threads": measured.threads,
+        "simulated": simulated(measured),
         "latency_us": measured.median_us,
         "spread_us": measured.spread_us,
         "checked": job.expected is not None,
@@ -160,6 +161,22 @@ def _describe(
     }
 
 
+def simulated(measured: Measurement) -> dict[str, Any] | None:
+    """What a simulated board counted; None for a real device."""
+    run = measured.simulated
+    return None if run is None else {**run.model_dump(), "cycles": run.cycles}
+
+
+def describe_simulated(data: dict[str, Any]) -> str:
+    """One line for people."""
+    mega = {name: data[name] / 1e6 for name in ("cycles", "core_cycles", "memory_cycles")}
+    return (
+        f"{mega['cycles']:.2f} Mcycles ({data['figure']}; core {mega['core_cycles']:.2f}, memory "
+        f"{mega['memory_cycles']:.2f}), {data['instructions'] / 1e6:.2f} M instructions, L1 misses "
+        f"{data['l1_misses']}, L2 misses {data['l2_misses']}: no board was measured"
+    )
+
+
 def _render(screen: Screen, data: dict[str, Any]) -> None:
     checked = "no: there is no reference for an input of your own"
     if data["checked"]:
@@ -170,6 +187,7 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
             "device": f"{data['device']}: {data['identity']}",
             "latency": f"{units.duration(data['latency_us'])} "
             f"± {units.duration(data['spread_us'])}, threads {data['threads']}",
+            "simulated": data["simulated"] and describe_simulated(data["simulated"]),
             "output checked": checked,
             "written": data["output_file"],
         }

@@ -44,7 +44,8 @@ class Figure(_Strict):
 
     ``metric`` such as ``latency`` or ``accuracy``, ``unit`` such as ``us`` or ``points``;
     ``spread`` in the same unit; ``device`` is the device key and ``identity`` what the
-    device says it is; ``paired_with`` names what it was measured alternately with.
+    device says it is; ``simulated`` is the model a figure comes from where no device was measured;
+    ``paired_with`` names what it was measured alternately with.
     """
 
     metric: str
@@ -53,6 +54,7 @@ class Figure(_Strict):
     spread: float | None = None
     device: str = ""
     identity: str = ""
+    simulated: str = ""
     threads: int | None = None
     paired_with: str | None = None
     note: str = ""

@@ -69,7 +69,9 @@ class Context:
         What no kernel depends on is left out: the host's clock is read anew each time, and
         jitters.
         """
-        kept = self.target.model_dump(mode="json", exclude={"description", "sources", "memory_mib"})
+        kept = self.target.model_dump(
+            mode="json", exclude={"description", "sources", "memory_mib", "simulation"}
+        )
         for cluster in kept["clusters"]:
             del cluster["clock_mhz"]
         text = json.dumps(kept, sort_keys=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from tvmx.build import host_arch
 from tvmx.errors import UsageError
 from tvmx.explore._request import DeviceSummary
-from tvmx.measure import DRIFT, LOCAL_KEY, DeviceAddress, Runner, require_key
+from tvmx.measure import (
+    DRIFT,
+    LOCAL_KEY,
+    DeviceAddress,
+    Runner,
+    describe_simulation,
+    require_key,
+    simulation_id,
+)
 from tvmx.targets import Target
 
 
@@ -30,6 +38,12 @@ def check_device(target: Target, tracker: DeviceAddress | None) -> None:
         )
 
 
+def recorded_key(tracker: DeviceAddress | None, runner: Runner) -> str:
+    """The device of journal keys: simulated figures are nobody else's."""
+    simulation = simulation_id(runner.simulated)
+    return f"{device_key(tracker)} {simulation}" if simulation else device_key(tracker)
+
+
 def device_summaries(runner: Runner) -> list[DeviceSummary]:
     """Who measured, in the form of the result."""
     return [
@@ -46,6 +60,12 @@ def device_summaries(runner: Runner) -> list[DeviceSummary]:
 def device_notes(runner: Runner) -> list[str]:
     """What a reader must know of the devices: drift beyond 3 %, unlike siblings, pauses."""
     notes = []
+    if runner.simulated:
+        model = describe_simulation(runner.simulated)
+        notes.append(
+            f"latencies are simulated, no board was measured: {model}; differences under 20 % are "
+            "ties (docs/simulated-boards.md)"
+        )
     for report in runner.devices:
         name = f"device on {report.server} ({report.identity})"
         if report.drift is not None and report.drift > DRIFT:

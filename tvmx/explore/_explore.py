@@ -17,7 +17,13 @@ from tvmx.explore._accuracy import Scorer
 from tvmx.explore._budget import Budget
 from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
-from tvmx.explore._devices import check_device, device_key, device_notes, device_summaries
+from tvmx.explore._devices import (
+    check_device,
+    device_key,
+    device_notes,
+    device_summaries,
+    recorded_key,
+)
 from tvmx.explore._dominance import Worth, undominated
 from tvmx.explore._evaluate import KernelEvaluator, kernel_policy
 from tvmx.explore._golden import save_golden
@@ -31,7 +37,15 @@ from tvmx.explore._transitions import measure_transitions
 from tvmx.explore._tuning import KernelTuning, Tuned, noise
 from tvmx.explore._whole import BuiltPlan, build_plan, network_job, rtol_of
 from tvmx.ir import Implementation, Layer, Plan
-from tvmx.measure import DRIFT, Measurement, NetworkJob, TimingPolicy, open_runner
+from tvmx.measure import (
+    DRIFT,
+    Measurement,
+    NetworkJob,
+    TimingPolicy,
+    describe_simulation,
+    open_runner,
+    simulation_id,
+)
 from tvmx.passes import baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
@@ -95,6 +109,7 @@ class _Exploration:
             self.runner = opening.result()
             self.budget.paused = lambda: self.runner.waited_s
             self.first = self._check_baseline()
+            self.folder.bind(simulation_id(self.runner.simulated))
             self._tighten(self.first)
             self._reserve(self.first)
             # Locally one core measures; building on it would show in the figures.
@@ -139,8 +154,11 @@ class _Exploration:
         """Keep back what re-timing and whole networks will take, going by the baseline."""
         plans = KEPT + 1
         latency_s = max((baseline.median_us or 0.0) / 1e6, 0.02)
+        rounds = _ROUNDS
+        if self.runner.simulated:  # each runs once, and slowly
+            latency_s, rounds = self.runner.slowest_s, 1
         workloads = len({layer.workload.digest for layer in self.layers})
-        measuring = (plans + 1) * (1.2 * _ROUNDS * latency_s + 1.0)
+        measuring = (plans + 1) * (1.2 * rounds * latency_s + 1.0)
         self.budget.reserve(plans * self.build_s + measuring + _RETIME_S * workloads)
 
     def _check_baseline(self) -> Measurement:
@@ -156,13 +174,14 @@ class _Exploration:
     def _tighten(self, baseline: Measurement) -> None:
         """No candidate need be waited for much longer than the baseline takes."""
         policy = kernel_policy(self.request.manners, self.context.target)
-        self.runner.deadlines = self.runner.deadlines.derive(
-            baseline.median_us or 0.0, policy.longest_s
-        )
+        wall_us = max(baseline.median_us or 0.0, self.runner.slowest_s * 1e6)
+        self.runner.deadlines = self.runner.deadlines.derive(wall_us, policy.longest_s)
         self.progress.message(f"deadlines: {self.runner.deadlines.describe()}")
 
     def _repeat_baseline(self) -> None:
         """Time the baseline again, late in the run: has the device changed meanwhile?"""
+        if self.runner.simulated:
+            return
         again, first = self._check_baseline(), self.first
         if again.server != first.server or not (again.median_us and first.median_us):
             return
@@ -177,7 +196,7 @@ class _Exploration:
     def _evaluator(self, pool: BuildPool) -> KernelEvaluator:
         return KernelEvaluator(
             target=self.context.target, target_key=self.context.target_key,
-            device=device_key(self.request.tracker), manners=self.request.manners,
+            device=recorded_key(self.request.tracker, self.runner), manners=self.request.manners,
             versions=versions(), journal=self.folder.journal, runner=self.runner, pool=pool,
             folder=self.folder.work / "kernels",
         )  # fmt: skip
@@ -276,8 +295,9 @@ class _Exploration:
             [t.task for t in tuning.tuned
              if (t.task.workload.digest, t.task.implementation) in wanted]
         )  # fmt: skip
-        self.progress.stage("re-time")
-        tuning.retime()
+        if not self.runner.simulated:  # a simulated figure is the same again
+            self.progress.stage("re-time")
+            tuning.retime()
 
     def _tuned(self, tuning: KernelTuning) -> None:
         best, baseline = tuning.best_estimate_us(), tuning.default_estimate_us()
@@ -354,7 +374,8 @@ class _Exploration:
         result = ExploreResult(
             run=str(self.request.out), model=str(self.request.model),
             target=self.context.target.name, device=self.runner.identity,
-            devices=device_summaries(self.runner), threads=self.request.threads,
+            devices=device_summaries(self.runner),
+            simulated=describe_simulation(self.runner.simulated), threads=self.request.threads,
             cores=self.request.manners.cores.cluster,
             deadlines=self.runner.deadlines.describe(), objective=self.request.objective,
             candidates=candidates, baseline=0, best=best, best_memory=memory,

@@ -127,7 +127,11 @@ def _pick(result: ExploreResult, pick: str) -> CandidateSummary:
 
 
 def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:
-    where = {"device": result.device.split(",")[0], "identity": result.device}
+    where = {
+        "device": result.device.split(",")[0],
+        "identity": result.device,
+        "simulated": result.simulated,
+    }
     found = [
         Figure(
             metric="latency", value=c.latency_us, unit="us", spread=c.spread_us,

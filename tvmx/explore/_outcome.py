@@ -16,7 +16,7 @@ from tvmx.explore._table import TunedTable
 from tvmx.explore._tuning import Tuned
 from tvmx.explore._whole import SIMULATION, BuiltPlan, network_job
 from tvmx.ir import DENSE, Layer, LayerChoice, Plan
-from tvmx.measure import Measurement, NetworkJob, Paired, Runner, compare_paired
+from tvmx.measure import Measurement, NetworkJob, Paired, Runner, compare_measured
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Outcome:
                     f"{plan.name} was dropped: {measurement.status}: {measurement.message}"
                 )
                 continue
-            pair = compare_paired(measurement.latencies_us, measured[0].latencies_us)
+            pair = compare_measured(measurement, measured[0])
             self.pairs.append(pair)
             summaries.append(self._summary(plan, measurement, pair, job))
         return summaries

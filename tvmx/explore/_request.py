@@ -127,7 +127,8 @@ class ExploreResult(BaseModel):
     ``candidates[baseline]`` is the baseline, ``candidates[best]`` the winner for the objective
     and ``candidates[best_memory]`` the one of least weights plus arena among those that meet
     accuracy and memory limits (all possibly the same). ``device`` says where the whole networks
-    were measured, ``devices`` who measured the kernels, ``deadlines`` what each phase could take;
+    were measured, ``devices`` who measured the kernels, ``deadlines`` what each phase could take,
+    ``simulated`` by which model (empty: on real devices);
     ``notes`` is what a reader must know.
     """
 
@@ -138,6 +139,7 @@ class ExploreResult(BaseModel):
     target: str
     device: str
     devices: list[DeviceSummary] = Field(default_factory=list)
+    simulated: str = ""
     threads: int
     cores: str = "big"
     deadlines: str = ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
 from tvmx.ir import Config
-from tvmx.measure import Measurement, compare_paired
+from tvmx.measure import Measurement, compare_measured
 from tvmx.targets import Target
 from tvmx.tune import BudgetAllocator, KnobTuner, TuningState
 
@@ -66,11 +66,7 @@ class Tuned:
         """Take the re-timed figures; ``configs[0]`` is the default."""
         medians = [m.median_us or math.inf for m in measured]
         index = medians.index(min(medians))
-        if (
-            index
-            and compare_paired(measured[index].latencies_us, measured[0].latencies_us).verdict
-            != "faster"
-        ):
+        if index and compare_measured(measured[index], measured[0]).verdict != "faster":
             index = 0
         self.default_us = medians[0]
         self.best, self.best_us = configs[index], medians[index]

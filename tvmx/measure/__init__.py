@@ -9,7 +9,7 @@ from tvmx.measure._fake import FakeRunner
 from tvmx.measure._farm import LocalFarm
 from tvmx.measure._jobs import Job, KernelJob, NetworkJob
 from tvmx.measure._manners import LOCAL_KEY, Manners, open_runner
-from tvmx.measure._measurement import Measurement, Status
+from tvmx.measure._measurement import Measurement, Status, compare_measured
 from tvmx.measure._observer import Observer, Unobserved
 from tvmx.measure._paired import Paired, compare_paired, median_interval
 from tvmx.measure._probe import (
@@ -31,6 +31,7 @@ from tvmx.measure._serve import (
     serve_forever,
     track_forever,
 )
+from tvmx.measure._simulated import SimulatedRun, describe_simulation, simulation_id
 from tvmx.measure._tasks import Fact, FailedEvent
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._tracker import KeyStatus, TrackerSummary, require_key, tracker_summary
@@ -67,6 +68,7 @@ __all__ = [
     "ProbeLibrary",
     "RpcRunner",
     "Runner",
+    "SimulatedRun",
     "Status",
     "TimingPolicy",
     "TrackerSummary",
@@ -74,7 +76,9 @@ __all__ = [
     "Visit",
     "board_commands",
     "check_output",
+    "compare_measured",
     "compare_paired",
+    "describe_simulation",
     "elf_machine",
     "exposure_warning",
     "library_problem",
@@ -85,6 +89,7 @@ __all__ = [
     "relative_error",
     "require_key",
     "serve_forever",
+    "simulation_id",
     "track_forever",
     "tracker_summary",
 ]

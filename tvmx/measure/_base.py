@@ -50,6 +50,16 @@ class Runner(ABC):
         return 0.0
 
     @property
+    def slowest_s(self) -> float:
+        """Seconds on the wall that the longest check so far took; 0 where none is waited for."""
+        return 0.0
+
+    @property
+    def simulated(self) -> str:
+        """Facts of the simulated board (a JSON object) that measured last; empty: a real device."""
+        return ""
+
+    @property
     def deadlines(self) -> Deadlines:
         """What each phase of a job may take.
 

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tvmx.measure._paired import median_interval
+from tvmx.measure._paired import Paired, compare_paired, compare_simulated, median_interval
+from tvmx.measure._simulated import SimulatedRun
 
 Status = Literal[
     "ok", "build", "queue", "connect", "upload", "load", "run", "timeout", "crash", "wrong-output"
@@ -28,7 +29,9 @@ class Measurement(BaseModel):
     reference's range; None when there was no reference. ``device`` is the key, ``server``
     (host:port) and ``identity`` tell devices of one key apart; ``temperature_c`` is read next to
     the timing, where it can be. ``drift`` is the largest relative change of the device's probe
-    figures since its first ones (0.05: 5 %). ``timestamp`` is Unix seconds.
+    figures since its first ones (0.05: 5 %). ``simulated`` is
+    set when no board ran it: the latency is then simulated cycles over the core's clock.
+    ``timestamp`` is Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +49,7 @@ class Measurement(BaseModel):
     threads: int = 0
     temperature_c: float | None = None
     drift: float | None = None
+    simulated: SimulatedRun | None = None
     timestamp: float = Field(default_factory=time.time)
 
     @property
@@ -71,6 +75,7 @@ class Measurement(BaseModel):
         threads: int = 0,
         temperature_c: float | None = None,
         drift: float | None = None,
+        simulated: SimulatedRun | None = None,
     ) -> Measurement:
         """An ``ok`` measurement with its statistics (at least one latency)."""
         values = np.asarray(latencies_us, dtype=np.float64)
@@ -89,6 +94,7 @@ class Measurement(BaseModel):
             threads=threads,
             temperature_c=temperature_c,
             drift=drift,
+            simulated=simulated,
         )
 
     @classmethod
@@ -113,3 +119,10 @@ class Measurement(BaseModel):
             identity=identity,
             threads=threads,
         )
+
+
+def compare_measured(first: Measurement, second: Measurement) -> Paired:
+    """Is the first faster? Both ok, from one comparison; simulated ones by the model's worth."""
+    if first.simulated is not None and second.simulated is not None:
+        return compare_simulated(first.latencies_us[0], second.latencies_us[0])
+    return compare_paired(first.latencies_us, second.latencies_us)

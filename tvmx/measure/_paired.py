@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONFIDENCE = 0.95
+TIE = 0.20
+"""Differences between simulated latencies under this are ties: the model is no better."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Paired:
 
     ``ratio`` is the median of the rounds' ratios; ``low`` and ``high`` enclose the true median
     with at least ``CONFIDENCE`` (None with too few rounds for that). ``verdict`` is ``faster``
-    or ``slower`` (the first) when that interval excludes 1, else ``tie``.
+    or ``slower`` (the first) when that interval excludes 1, else ``tie``. For ``simulated``
+    latencies the interval is what the model is good for.
     """
 
     ratio: float
@@ -25,9 +28,16 @@ class Paired:
     high: float | None
     rounds: int
     verdict: Literal["faster", "slower", "tie"]
+    simulated: bool = False
 
     def describe(self, first: str, second: str) -> str:
         """One sentence."""
+        if self.simulated:
+            what = "a tie" if self.verdict == "tie" else f"{first} is {self.verdict}"
+            return (
+                f"simulated: {first} / {second} = {self.ratio:.3f}, {what}; differences under "
+                f"{TIE:.0%} are ties"
+            )
         if self.low is None or self.high is None:
             return (
                 f"{first} / {second} = {self.ratio:.3f}, a tie: {self.rounds} rounds are too few "
@@ -61,6 +71,16 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         "faster" if high < 1 else "slower" if low > 1 else "tie"
     )
     return Paired(ratio, low, high, len(ratios), verdict)
+
+
+def compare_simulated(first: float, second: float) -> Paired:
+    """Compare two simulated latencies (any unit, positive): deterministic, but of a model."""
+    ratio = first / second
+    low, high = ratio / (1 + TIE), ratio * (1 + TIE)
+    verdict: Literal["faster", "slower", "tie"] = (
+        "faster" if high < 1 else "slower" if low > 1 else "tie"
+    )
+    return Paired(ratio, low, high, 1, verdict, simulated=True)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:

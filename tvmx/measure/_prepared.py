@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tvmx.measure._jobs import Array
 from tvmx.measure._remote import RemoteSession
+from tvmx.measure._simulated import SimulatedRun
 from tvmx.measure._tasks import ArrayRef, KernelSpec, NetworkSpec, Spec, Timed
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._verify import check_output
@@ -25,12 +28,17 @@ class Prepared(ABC):
         self._session = session
         self.estimate_us = 0.0
         self.max_error: float | None = None
+        self.simulated: SimulatedRun | None = None
+        self.wall_s = 0.0
 
     def check(self) -> None:
         """Compare the output with the reference, estimate the latency."""
+        start = time.monotonic()
         with self._session.phase("run"):
             self.estimate_us = self._evaluate(1, 1, 0)[0]
+            self.simulated = self._session.simulated_run()
             self.max_error = self._verify()
+        self.wall_s = time.monotonic() - start
 
     def time(self, number: int, repeat: int, policy: TimingPolicy) -> list[float]:
         """Mean latencies in microseconds of ``repeat`` times ``number`` calls, warmed up."""
@@ -41,6 +49,8 @@ class Prepared(ABC):
     def measure(self, policy: TimingPolicy) -> Timed:
         """Check, then time until the policy has enough."""
         self.check()
+        if self.simulated is not None:  # the same again, to the last digit
+            return self.timed((self.estimate_us,))
         celsius = self._session.thermometer.read()
         number = policy.calls(self.estimate_us)
         with self._session.phase("run"):
@@ -51,7 +61,11 @@ class Prepared(ABC):
                 return self._evaluate(number, repeat, policy.flush_bytes)
 
         latencies = policy.collect(self.estimate_us, more)
-        return Timed(latencies, self.max_error, celsius)
+        return self.timed(latencies, celsius)
+
+    def timed(self, latencies_us: Sequence[float], celsius: float | None = None) -> Timed:
+        """What is told of the job after its check."""
+        return Timed(tuple(latencies_us), self.max_error, celsius, self.wall_s, self.simulated)
 
     def _warm_up(self, calls: int) -> None:
         """Run without timing; the time evaluator adds one call of its own."""

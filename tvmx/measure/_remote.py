@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import time
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from tvmx.measure import _server_functions as server
 from tvmx.measure._elf import elf_machine
 from tvmx.measure._jobs import Array, poison
 from tvmx.measure._measurement import Status
+from tvmx.measure._simulated import COUNTERS, FACTS, SimulatedRun, parse_run
 from tvmx.measure._tasks import (
     ArrayRef,
     ConnectedEvent,
@@ -150,8 +152,11 @@ class RemoteSession:
             token = Path.cwd() / "token"
             self._shared = self._shares_files(remote, token)
             identity = self._identify(remote)
+            facts = _optional_function(remote, FACTS)
+            simulated = "" if facts is None else str(facts())
         seconds = self._ends - time.monotonic()
-        connected = ConnectedEvent(ticket.host, ticket.port, identity, threads, seconds)
+        connected = ConnectedEvent(ticket.host, ticket.port, identity, threads, seconds, simulated)
+        self.simulated: dict[str, Any] = json.loads(simulated or "{}")
         self.server = connected.server
         self._emit(connected)
         return remote
@@ -206,6 +211,12 @@ class RemoteSession:
             return str(describe())
         facts = [read_text(remote, path) for path in _IDENTITY_FILES]
         return ", ".join(fact for fact in facts if fact) or "unknown device"
+
+    def simulated_run(self) -> SimulatedRun | None:
+        """What a simulated board counted in the last timed run; None on a real device."""
+        if not self.simulated.get("figure"):
+            return None
+        return parse_run(self.simulated, str(self._remote.get_function(COUNTERS)(0)))
 
     def lasts(self, seconds: float) -> bool:
         """Whether the server will keep the session that long."""

@@ -104,6 +104,8 @@ class RpcRunner(Runner):
         self._stuck: dict[str, tuple[float, Suspicion]] = {}
         self._blocked_until = 0.0
         self._cooling: set[str] = set()
+        self._slowest_s = 0.0
+        self._simulated = ""
         self._closed = False
 
     @property
@@ -132,6 +134,16 @@ class RpcRunner(Runner):
     def waited_s(self) -> float:
         """Seconds lost so far because no device was there or free."""
         return self._patience.waited_s
+
+    @property
+    def slowest_s(self) -> float:
+        """See :attr:`Runner.slowest_s`."""
+        return self._slowest_s
+
+    @property
+    def simulated(self) -> str:
+        """See :attr:`Runner.simulated`."""
+        return self._simulated
 
     @property
     def deadlines(self) -> Deadlines:
@@ -386,6 +398,9 @@ class RpcRunner(Runner):
 
     def _succeeded(self, session: Session, timed: Timed) -> Measurement:
         connected = session.connected
+        self._slowest_s = max(self._slowest_s, timed.wall_s)
+        if connected is not None:
+            self._simulated = connected.simulated
         server = connected.server if connected else ""
         return Measurement.success(
             timed.latencies_us,
@@ -396,6 +411,7 @@ class RpcRunner(Runner):
             threads=connected.threads if connected else self.cores.threads,
             temperature_c=timed.temperature_c,
             drift=self._roster.drift(server),
+            simulated=timed.simulated,
         )
 
     def _failed(self, session: Session | None, event: FailedEvent) -> Measurement:

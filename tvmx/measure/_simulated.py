@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-TIE = 0.20
-"""Differences between simulated figures under this are ties: the model is no better."""
 FACTS = "tvmx.simulated"
 COUNTERS = "tvmx.simulated_counters"
 
@@ -50,3 +49,26 @@ def parse_run(facts: dict[str, Any], counters: str) -> SimulatedRun:
         clock_mhz=facts["clock_mhz"],
         **{name: told[name] for name in names},
     )
+
+
+def simulation_id(facts: str) -> str:
+    """A short name of what simulated figures depend on besides the target; for record keys.
+
+    ``facts`` is the JSON object a simulated board tells; empty for a real device.
+    """
+    if not facts:
+        return ""
+    told = json.loads(facts)
+    depends = {name: told.get(name) for name in ("core", "figure", "clock_mhz", "model")}
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+    return f"simulated:{digest}"
+
+
+def describe_simulation(facts: str) -> str:
+    """Such as ``core+memory cycles of cortex-a72 at 1500 MHz, by llvm-mca ...``; or nothing."""
+    if not facts:
+        return ""
+    told = json.loads(facts)
+    figure = told.get("figure") or "no"
+    clock, model = told.get("clock_mhz"), told.get("model")
+    return f"{figure} cycles of {told.get('core')} at {clock} MHz, by {model}"

@@ -11,6 +11,7 @@ from tvmx.measure._cores import Cores
 from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._measurement import Status
 from tvmx.measure._probe import ProbeFigures, ProbeLibrary
+from tvmx.measure._simulated import SimulatedRun
 from tvmx.measure._timing import TimingPolicy
 
 Phase = Literal["start", "queue", "connect", "cool", "upload", "load", "run"]
@@ -164,7 +165,8 @@ class TicketEvent:
 class ConnectedEvent:
     """A session is open: to which server, what it is, and the threads it really uses.
 
-    The server ends the session by itself after ``seconds``.
+    The server ends the session by itself after ``seconds``. A simulated board tells its facts
+    (a JSON object) in ``simulated``.
     """
 
     host: str
@@ -172,6 +174,7 @@ class ConnectedEvent:
     identity: str
     threads: int
     seconds: float = 0.0
+    simulated: str = ""
 
     @property
     def server(self) -> str:
@@ -209,11 +212,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class Timed:
-    """Latencies of one job in microseconds, its numeric error, and the device's temperature."""
+    """Latencies of one job in microseconds, its numeric error, and the device's temperature.
+
+    ``wall_s`` is what checking it took on this side's clock; ``simulated`` what a simulated
+    board counted.
+    """
 
     latencies_us: tuple[float, ...]
     max_error: float | None
     temperature_c: float | None = None
+    wall_s: float = 0.0
+    simulated: SimulatedRun | None = None
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class Worker:
         library = self._link.probe
         last = self._probed.get(session.server)
         now = time.monotonic()
-        if library is None or (last is not None and now - last < _PROBE_EVERY):
+        if library is None or session.simulated or (last is not None and now - last < _PROBE_EVERY):
             return
         figures = Probe(session, library).figures(warm=True)
         self._probed[session.server] = now
@@ -172,6 +172,8 @@ class Worker:
             session.subject = index
             prepared.append(prepare(session, spec))
             prepared[-1].check()
+        if all(item.simulated is not None for item in prepared):
+            return tuple(item.timed((item.estimate_us,)) for item in prepared)
         latencies: list[list[float]] = [[] for _ in prepared]
         for _ in range(task.rounds):
             for index, item in enumerate(prepared):
@@ -179,7 +181,7 @@ class Worker:
                 number = task.policy.calls(item.estimate_us)
                 latencies[index] += item.time(number, 1, task.policy)
         return tuple(
-            Timed(tuple(times), item.max_error, session.thermometer.read())
+            item.timed(times, session.thermometer.read())
             for times, item in zip(latencies, prepared, strict=True)
         )
 

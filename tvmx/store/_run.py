@@ -21,6 +21,7 @@ _SETTINGS = "settings.json"
 _JOURNAL = "journal.jsonl"
 _CURVE = "curve.jsonl"
 _RESULT = "result.json"
+_SIMULATION = "simulation"
 _PLANS = "plans"
 _WORK = "work"
 _LOCK = ".lock"
@@ -90,6 +91,22 @@ class Run:
     def work(self) -> Path:
         """Folder for libraries and other things that can be made again."""
         return self.path / _WORK
+
+    def bind(self, simulation: str) -> None:
+        """Say what measures: ``simulation`` names a simulated board's model, empty a real device.
+
+        Raises RunMismatchError when other measurements in the run are of another kind.
+        """
+        self._need_lock()
+        path = self.path / _WORK / _SIMULATION
+        before = path.read_text(encoding="utf-8") if path.is_file() else simulation
+        if before != simulation:
+            raise RunMismatchError(
+                f"{self.path} was measured on {before or 'a real device'}, the device is now "
+                f"{simulation or 'a real one'}",
+                hint="--fresh to delete it and start over, or another folder with --out",
+            )
+        write_atomic(path, simulation)
 
     def append_curve(self, point: dict[str, Any]) -> None:
         """Add a point of the learning curve. Raises UnwritableError."""
