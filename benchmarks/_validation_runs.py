@@ -230,7 +230,10 @@ FIGURES: dict[str, Callable[[Cycles], float]] = {
     "core+memory": lambda c: c.core + c.memory,
     "max(core, memory)": lambda c: max(c.core, c.memory),
 }
-"""What the model may be read as; a board's clock shows the first or the second."""
+"""What the model may be read as."""
+
+SHOWN = ("core", "core+memory")
+"""Those that a simulated board's clock can show."""
 
 
 class Agreement(_Record):

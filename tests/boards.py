@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tvmx.errors import TrackerError
-from tvmx.measure import DeviceAddress, tracker_summary
+from tvmx.measure import Deadlines, DeviceAddress, Measurement, RpcRunner, tracker_summary
 from tvmx.measure._deadlines import PHASES
 from tvmx.measure._guard import GuardedProcess
 from tvmx.measure._session import Session
@@ -34,6 +34,8 @@ from tvmx.measure._tasks import (
 )
 
 KEY = "board"
+SHORT = Deadlines(queue=3, connect=2, upload=5, load=2, run=2)
+SLACK = 2.0  # seconds an attempt may last longer than its deadline
 _START_SECONDS = 60.0
 
 
@@ -240,6 +242,24 @@ class Recorder:
         """Messages with this text in them."""
         with self._lock:
             return [text for _, text in self.messages if part in text]
+
+
+def board_runner(
+    boards: Boards, observer: Recorder | None = None, patience: float = 30.0
+) -> RpcRunner:
+    """A runner on all the boards there are, with short deadlines."""
+    return RpcRunner(
+        boards.address, parallel=None, deadlines=SHORT, patience_s=patience, observer=observer
+    )
+
+
+def statuses(results: list[Measurement]) -> list[str]:
+    return [r.status for r in results]
+
+
+def messages(results: list[Measurement]) -> list[str]:
+    """To be shown when the statuses are wrong."""
+    return [f"{r.status}: {r.message}" for r in results]
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def test_a_lost_connection_is_no_verdict(text: str) -> None:
 class LostSession:
     """Its server dies while nothing of the candidate runs."""
 
-    server = "127.0.0.1:1"
+    server, simulated = "127.0.0.1:1", ""
     subject = 0
 
     def __init__(self, step: Phase) -> None:

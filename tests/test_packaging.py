@@ -59,8 +59,49 @@ def test_wheel_carries_the_package_and_nothing_foreign(wheel: Path) -> None:
     info = f"tvmx-{tvmx.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"tvmx", info}
     assert "tvmx/py.typed" in names
-    assert f"{info}/licenses/LICENSE" in names
     assert not [name for name in names if "__pycache__" in name]
+
+
+def test_wheel_carries_the_plugin_and_both_licences(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    info = f"tvmx-{tvmx.__version__}.dist-info"
+    folder = "tvmx/simulate/plugin"
+    files = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert {"plugin.c", "model.h", "LICENSE", "README.md"} <= files
+    for name in files:
+        assert archive.read(f"{folder}/{name}") == (ROOT / folder / name).read_bytes()
+    apache = archive.read(f"{info}/licenses/LICENSE").decode()
+    gpl = archive.read(f"{info}/licenses/{folder}/LICENSE").decode()
+    assert "Apache License\n" in apache
+    assert "GNU GENERAL PUBLIC LICENSE\n                       Version 2, June 1991" in gpl
+
+
+def test_the_plugin_compiles_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        pytest.skip("needs a C compiler: make setup-sim")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import sys, pathlib; from tvmx.simulate._compile import plugin_library;"
+        " print(plugin_library(pathlib.Path(sys.argv[1])))"
+    )
+    out = subprocess.check_output(
+        [sys.executable, "-c", code, str(tmp_path / "built")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, cwd=tmp_path, text=True,
+    )  # fmt: skip
+    assert Path(out.strip()).read_bytes()[:4] == b"\x7fELF"
+
+
+def test_only_the_plugin_is_gpl() -> None:
+    """Its sources say so, and nothing else that is shipped does."""
+    folder = ROOT / "tvmx" / "simulate" / "plugin"
+    mark = "SPDX-License-Identifier: GPL-2.0-or-later"
+    sources = set(folder.glob("*.[ch]"))
+    assert all(mark in path.read_text() for path in sources)
+    shipped = [path for top in ("tvmx", "schedules", "targets") for path in (ROOT / top).rglob("*")]
+    texts = {
+        p for p in shipped if p.suffix in (".py", ".c", ".h", ".toml") and mark in p.read_text()
+    }
+    assert texts == sources
 
 
 def test_wheel_metadata(wheel: Path) -> None:
@@ -68,7 +109,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     metadata = archive.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {tvmx.__version__}\n" in metadata
-    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0 AND GPL-2.0-or-later\n" in metadata
     assert "tvmx = tvmx.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
 
 

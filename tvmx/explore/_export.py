@@ -96,7 +96,8 @@ def export_run(
         plan = transfer_plan(plan, context.network, context.registry, context.target)
         notes = [f"not measured on this target; explored on {result.target}"]
     figures = _figures(result, candidate) if same else ()
-    return _write(context, plan, load_golden(folder), out, figures, notes, same, progress)
+    measured = same and not result.simulated
+    return _write(context, plan, load_golden(folder), out, figures, notes, measured, progress)
 
 
 def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:

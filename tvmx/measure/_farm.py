@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 import psutil
@@ -139,8 +140,16 @@ class LocalFarm:
                 if status in ("queue", "connect"):
                     server.kill()
                 else:
-                    frozen = _kill_children(server.worker_pid)
+                    frozen = kill_processes(self.serving(server.worker_pid))
             return self.ensure() or frozen
+
+    def serving(self, pid: int) -> list[psutil.Process]:
+        """The processes of server ``pid`` that run candidates."""
+        try:
+            found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+            return found
+        except psutil.NoSuchProcess:
+            return []
 
     def ensure(self) -> bool:
         """Restart whatever is dead or not registered; whether that was needed.
@@ -273,17 +282,13 @@ def _works(server: GuardedProcess) -> bool:
     return state not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
-def _kill_children(pid: int) -> bool:
+def kill_processes(processes: Iterable[psutil.Process]) -> bool:
     """Whether one of them was stopped, by a signal from outside."""
     frozen = False
-    try:
-        children = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return False
-    for child in children:
+    for process in processes:
         try:
-            frozen |= child.status() == psutil.STATUS_STOPPED
-            child.kill()
+            frozen |= process.status() == psutil.STATUS_STOPPED
+            process.kill()
         except psutil.NoSuchProcess:
             continue
     return frozen

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable
 
+import psutil
+
 from tvmx.errors import SimulationError, TrackerError, UsageError
 from tvmx.measure import DeviceAddress, LocalFarm
 from tvmx.measure._guard import GuardedProcess
@@ -73,6 +75,11 @@ class SimulatedBoard(LocalFarm):
         """See :meth:`tvmx.measure.LocalFarm.close`."""
         super().close()
         self._running.close()
+
+    def serving(self, pid: int) -> list[psutil.Process]:
+        """See :meth:`tvmx.measure.LocalFarm.serving`; not the process that forks them."""
+        forks = set(psutil.Process(pid).children()) if psutil.pid_exists(pid) else set()
+        return [process for process in super().serving(pid) if process not in forks]
 
     def spawn(self) -> GuardedProcess:
         """See :meth:`tvmx.measure.LocalFarm.spawn`."""

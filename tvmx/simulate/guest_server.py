@@ -18,17 +18,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
+import socket
+import struct
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SIMULATED = "tvmx.simulated"
 SIMULATED_COUNTERS = "tvmx.simulated_counters"
@@ -52,6 +58,8 @@ _BIND_SECONDS = 5.0
 # The emulator's plugin hears these syscalls (plugin/guest_clock.c); anyone else has no such call.
 _SYSCALL, _REPORT, _SIMULATED_CLOCK, _HOST_CLOCK = 0x74766D78, 0, 1, 2
 _SIMULATOR_FAILED = 70  # EXIT_FAILED of plugin/plugin.c
+_NUMBER = struct.Struct("<i")
+_REHEARSAL, _REHEARSALS = b"r", 8
 _FIELDS = 1 + len(COUNTERS)  # the first says that the others are there
 
 
@@ -179,28 +187,30 @@ class _Serving:
 
     def __init__(self, server: Any, core: str) -> None:
         self._server, self._core = server, core
+        self._folder = Path(tempfile.gettempdir(), "client")
+        self._nursery = _Nursery(self._serve)
 
     def __call__(self, sock: Any, addr: Any, options: dict[str, float], library: Any) -> None:
-        folder = self._server.utils.tempdir()
-        home = Path.cwd()
-        os.chdir(folder.path)
         try:
-            child = multiprocessing.Process(
-                target=self._server._serve_loop, args=(sock, library, folder)
-            )
-            child.start()
+            pid = self._nursery.start(sock)
             seconds = options.get("timeout")
-            ended, _, _ = select.select([child.sentinel], [], [], seconds)
-            if not ended:
+            code = self._nursery.ended(seconds)
+            if code is None:
                 self._tell(sock, f"RPCSessionTimeoutError: the session's {seconds} s are over")
-                child.kill()
-            child.join()
-            if ended and child.exitcode:
-                self._tell(sock, describe_end(child.exitcode, self._core))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._nursery.ended(None)
+            elif code:
+                self._tell(sock, describe_end(code, self._core))
         finally:
-            os.chdir(home)
-            folder.remove()
+            shutil.rmtree(self._folder, ignore_errors=True)
             sock.close()
+
+    def _serve(self, sock: socket.socket) -> None:
+        """One client, in a process of its own."""
+        folder = self._server.utils.tempdir(str(self._folder))
+        os.chdir(folder.path)
+        self._server._serve_loop(sock, None, folder)
 
     def _tell(self, sock: Any, text: str) -> None:
         """To the client as the answer to its call, if it still listens."""
@@ -208,6 +218,79 @@ class _Serving:
         sys.stderr.flush()
         with contextlib.suppress(RuntimeError):  # of TVM: the client has gone
             self._server._ffi_api.ReturnException(sock.fileno(), text)
+
+
+class _Nursery:
+    """A process that forks the ones that serve clients, and itself never changes.
+
+    Forked from the server, each would have the heap as the clients before it left it, and
+    simulated caches show where memory lies: the same job would cost other cycles.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._channel, theirs = socket.socketpair()
+        if os.fork() == 0:
+            self._channel.close()
+            _bear(theirs, serve)
+        theirs.close()
+        for _ in range(_REHEARSALS):  # what its first children leave behind
+            with socket.socket() as nobody:
+                self.start(nobody, _REHEARSAL)
+                self.ended(None)
+
+    def start(self, sock: socket.socket, order: bytes = b"s") -> int:
+        """Let a new process serve ``sock``; its pid."""
+        socket.send_fds(self._channel, [order], [sock.fileno()])
+        return self._number()
+
+    def ended(self, seconds: float | None) -> int | None:
+        """The exit code of that process, negative for a signal; None if it still runs."""
+        if not select.select([self._channel], [], [], seconds)[0]:
+            return None
+        return self._number()
+
+    def _number(self) -> int:
+        data = b""
+        while len(data) < _NUMBER.size:
+            part = self._channel.recv(_NUMBER.size - len(data))
+            if not part:  # it was killed: whoever watches this process starts another
+                sys.stderr.write("the process that forks servers is gone\n")
+                sys.stderr.flush()
+                os._exit(1)
+            data += part
+        return int(_NUMBER.unpack(data)[0])
+
+
+def _bear(channel: socket.socket, serve: Callable[[socket.socket], None]) -> NoReturn:
+    """What the nursery does until the server is gone.
+
+    A child is there before it has anything to do: what an order is, and brings, is seen in the
+    child alone.
+    """
+    gc.collect()
+    gc.disable()  # it would come at some client or other; those that serve may collect
+    fork, wait, pack, send = os.fork, os.wait, _NUMBER.pack, channel.sendall
+    code = os.waitstatus_to_exitcode
+    while fork():
+        send(pack(code(wait()[1])))
+    _serve_and_end(channel, serve)
+
+
+def _serve_and_end(channel: socket.socket, serve: Callable[[socket.socket], None]) -> NoReturn:
+    order, files, _, _ = socket.recv_fds(channel, 1, 1)
+    if not order:  # the server is gone
+        os.kill(os.getppid(), signal.SIGKILL)
+        os._exit(0)
+    channel.sendall(_NUMBER.pack(os.getpid()))
+    channel.close()
+    gc.enable()
+    try:
+        if order != _REHEARSAL:
+            serve(socket.socket(fileno=files[0]))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def describe_end(code: int, core: str) -> str:
