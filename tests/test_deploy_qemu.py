@@ -1,12 +1,8 @@
-"""A cross-compiled bundle runs right on an emulated Cortex-A72.
-
-CONTRIBUTING.md says how to set ``TVMX_ARM64_PYTHON`` up.
-"""
+"""A cross-compiled bundle runs right on an emulated Cortex-A72, by its own run.py."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,20 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.simulated import guest_or_skip
 from tvmx.deploy import load_bundle
 from tvmx.explore import build_bundle
 from tvmx.testing.models import residual_model
 
-QEMU = "qemu-aarch64"
-VARIABLE = "TVMX_ARM64_PYTHON"
-COMMAND = shlex.split(os.environ.get(VARIABLE, ""))
-
-pytestmark = [
-    pytest.mark.emulated,
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not on PATH"),
-    pytest.mark.skipif(not COMMAND, reason=f"{VARIABLE} names no arm64 python"),
-]
+pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +31,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(bundle: Path) -> subprocess.CompletedProcess[str]:
     """The bundle's runner under the arm64 Python, where tvmx cannot be imported."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    guest = guest_or_skip()
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment = {**kept, **guest.environment()}
     # A core without dot product and half-precision arithmetic: such an instruction is a SIGILL
     # here as on the board, and qemu's own default core would hide it.
     environment |= {"QEMU_CPU": "cortex-a72", "TVM_USE_RUNTIME_LIB": "1"}
+    once = ("--repeat", "1")
     return subprocess.run(
-        [*COMMAND, str(bundle / "run.py"), "--repeat", "1"],
+        ["qemu-aarch64", "-L", str(guest.root), str(guest.python), str(bundle / "run.py"), *once],
         capture_output=True, text=True, timeout=140, check=False, env=environment, cwd="/",
     )  # fmt: skip
 

@@ -315,11 +315,8 @@ class RpcRunner(Runner):
         The device comes first: a job in hand would wait for it, though others could take it.
         """
         try:
-            found = self._call(
-                slot, lambda _: DescribeTask(self._queue_seconds()), lambda _: Suspicion()
-            )
-            if isinstance(found, FailedEvent):
-                batch.fault(found)
+            if len(self._crew.slots) > 1 and (fault := self._missing(slot)) is not None:
+                batch.fault(fault)
                 return
             while not self._crew.surplus and (index := batch.take()) is not None:
                 result = self._one(slot, batch, index)
@@ -329,6 +326,13 @@ class RpcRunner(Runner):
                 batch.done(index, result)
         except BaseException as err:
             batch.fail(err)
+
+    def _missing(self, slot: Slot) -> FailedEvent | None:
+        """Why the slot has no device; None when it has one."""
+        found = self._call(
+            slot, lambda _: DescribeTask(self._queue_seconds()), lambda _: Suspicion()
+        )
+        return found if isinstance(found, FailedEvent) else None
 
     def _one(self, slot: Slot, batch: Batch, index: int) -> Measurement | FailedEvent:
         """A job's measurement; the event when the device is to blame."""
