@@ -95,16 +95,22 @@ class Cells:
         """The cell of that key."""
         return self._cells.get((network, size, target, runner))
 
+    def has(self, network: str, size: int, target: str, runner: str, model: str) -> bool:
+        """Whether that cell is there, with figures of that model."""
+        cell = self.get(network, size, target, runner)
+        return cell is not None and cell.model == model
+
     def add(self, cell: Cell) -> None:
         """Keep a cell, in the place of an earlier one of its key. Raises UnwritableError."""
         self._cells[cell.key] = cell
         content = _File(cells=tuple(self._cells.values()))
         write_atomic(self._path, content.model_dump_json(indent=1) + "\n")
 
-    def of(self, target: str, size: int, networks: Sequence[str]) -> list[Cell]:
-        """The cells of one core."""
+    def of(self, target: str, size: int, networks: Sequence[str], model: str) -> list[Cell]:
+        """The cells of one core, as that model has them."""
         return [
             cell
             for cell in self._cells.values()
-            if cell.target == target and cell.size == size and cell.network in networks
+            if (cell.target, cell.size, cell.model) == (target, size, model)
+            and cell.network in networks
         ]

@@ -133,9 +133,9 @@ def write_layers(folder: SimFolder) -> None:
         bias = weights[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32)
         expected.append((out - bias.reshape(1, -1, *(1,) * (out.ndim - 2))).ravel())
     assert np.allclose(values[kept[0]], final[0])
+    folder.save_expected("layers", expected, 1e-3)
     with folder.layers.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    folder.save_expected("layers", expected, 1e-3)
 
 
 def _layer(

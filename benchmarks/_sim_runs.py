@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tvmx
 from benchmarks._folder import Array, Folder
 from benchmarks._results import OF_THE_RANGE
 from benchmarks._sim_cells import Cell, Counts
@@ -78,12 +80,18 @@ class Place:
         return {**kept, **self.guest.environment(self.wheels), **self.emulator.environment}
 
 
+def model_of(emulator: Emulator) -> str:
+    """All that an emulator's figures depend on, in one line."""
+    settings = ", ".join(f"{k} {v}" for k, v in emulator.core.plugin_arguments().items())
+    return f"{emulator.costs.model.name}; {settings}"
+
+
 def run_cell(folder: SimFolder, size: int, runner: Runner, place: Place) -> Cell:
     """Start the guest, run, compare. Raises MeasureError when it fails or computes nonsense."""
-    started = time.monotonic()
+    started, model = time.monotonic(), _model(folder, runner, place.target)
     with tempfile.TemporaryDirectory(prefix="tvmx-cell-") as scratch:
         outputs, report = Path(scratch) / "out.npz", Path(scratch) / "report.json"
-        script = [str(_SCRIPT), runner.loader, "--model", str(_model(folder, runner, place.target))]
+        script = [str(_SCRIPT), runner.loader, "--model", str(model)]
         script += ["--inputs", str(folder.golden), "--clock", str(Path(guest_server.__file__))]
         script += ["--outputs", str(outputs), "--report", str(report)]
         if runner.loader == "im2col":
@@ -96,13 +104,17 @@ def run_cell(folder: SimFolder, size: int, runner: Runner, place: Place) -> Cell
     error = largest_error(runner.name, found, wanted, limit)
     seconds = {**told["seconds"], "all": time.monotonic() - started}
     facts = {name: str(value) for name, value in told["facts"].items()}
+    version = facts.pop("version")
+    if runner.plan:
+        facts["tvm"], version = version, tvmx.__version__
+        facts["library"] = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
     return Cell(
         network=folder.network,
         size=size,
         target=place.target.name,
         runner=runner.name,
-        version=facts.pop("version"),
-        model=str(place.emulator.facts["model"]),
+        version=version,
+        model=model_of(place.emulator),
         counts=Counts(**{name: told["counts"][name] for name in Counts.model_fields}),
         max_error=error,
         limit=limit,

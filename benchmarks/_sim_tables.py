@@ -44,7 +44,7 @@ def print_cells(title: str, cells: Sequence[Cell], networks: Sequence[str]) -> N
 def rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """One network's cells on one core, in the order of the runners."""
     found = {cell.runner: cell for cell in cells}
-    made = []
+    made: list[tuple[str, ...]] = []
     for runner in RUNNERS:
         if runner.name not in found:
             continue

@@ -99,9 +99,9 @@ def build_kernels(folder: Path, only: Sequence[str] | None = None) -> list[Valid
     return [*_template_kernels(folder, chosen), *_simple_kernels(folder, simple)]
 
 
-def compile_driver(folder: Path) -> Path:
-    """The program that runs a kernel, natively and in the emulator."""
-    return _compile(folder / "driver", SOURCES / "driver.c", ("-rdynamic", "-ldl"))
+def compile_driver(folder: Path) -> None:
+    """The program ``driver`` that runs a kernel, natively and in the emulator."""
+    _compile(folder / "driver", SOURCES / "driver.c", ("-rdynamic", "-ldl"))
 
 
 def _workloads() -> list[tuple[str, Kind, str, Conv2dWorkload | DenseWorkload]]:

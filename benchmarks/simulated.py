@@ -8,7 +8,8 @@
 
 Every runner is given the same ONNX file, in its own format where it needs one, runs in the same
 emulator and has its outputs checked. Needs ``tvmx simulate --prepare``; the frameworks' wheels are
-downloaded by pip. A cell that is in the file is not run again. See ``docs/simulated-boards.md``.
+downloaded by pip. A cell that is in the file with figures of the same model is not run again. See
+``docs/simulated-boards.md``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks._sim_models import (
     write_model,
 )
 from benchmarks._sim_peers import convert_mnn, convert_ncnn, guest_wheels, install_converters
-from benchmarks._sim_runs import RUNNERS, Place, Runner, run_cell
+from benchmarks._sim_runs import RUNNERS, Place, Runner, model_of, run_cell
 from benchmarks._stages import alone, build_ort_int8, say
 from tvmx.errors import MeasureError, TvmxError, UsageError
 from tvmx.simulate import Guest, find_guest
@@ -46,26 +47,27 @@ from tvmx.targets import Target, load_target
 
 NETWORKS = ("squeezenet", "mobilenet_v1", "resnet50")
 TARGETS = ("rpi3b+", "rpi4", "rpi5")
+_NAMES = [runner.name for runner in RUNNERS]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of models, libraries and figures.")],
     networks: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(NETWORKS),
     targets: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(TARGETS),
-    only: Annotated[
-        str, typer.Option(help="Comma-separated runners.", show_default="all")
-    ] = ",".join(runner.name for runner in RUNNERS),
+    only: Annotated[str, typer.Option(help="Comma-separated runners.")] = ",".join(_NAMES),
     size: Annotated[int, typer.Option(help="Height and width of the image.")] = FULL_SIZE,
-    again: Annotated[bool, typer.Option("--again", help="Run cells that have figures.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Build tvmx's libraries anew, run cells that have figures."),
+    ] = False,
 ) -> None:
     """Run every cell that has no figures in OUT yet, then print a table per core."""
     os.environ.update(ONE_THREAD)
     try:
-        failed = _run(
-            out.resolve(), _chosen(networks, known_networks()), targets.split(","),
-            [r for r in RUNNERS if r.name in _chosen(only, [r.name for r in RUNNERS])],
-            size, again=again,
-        )  # fmt: skip
+        wanted = _chosen(only, _NAMES)
+        runners = [runner for runner in RUNNERS if runner.name in wanted]
+        chosen = _chosen(networks, known_networks())
+        failed = _run(out.resolve(), chosen, targets.split(","), runners, size, again=again)
     except TvmxError as err:
         say(_told(err))
         sys.exit(err.exit_code)
@@ -87,7 +89,7 @@ def _run(
     """How many cells failed; all others are in the file when this returns."""
     from benchmarks._sim_tables import print_cells
 
-    loaded = [load_target(name) for name in targets]
+    loaded = {target: model_of(_emulator(target)) for target in map(load_target, targets)}
     guest = find_guest()
     if guest is None:
         raise UsageError("the arm64 guest is not prepared", hint=PREPARE)
@@ -99,21 +101,31 @@ def _run(
             target.name: [
                 runner
                 for runner in runners
-                if again or cells.get(network, size, target.name, runner.name) is None
+                if again or not cells.has(network, size, target.name, runner.name, model)
             ]
-            for target in loaded
+            for target, model in loaded.items()
         }
         if any(missing.values()):
             say(f"{network}: models and libraries")
+            if again:
+                _forget_libraries(folder, missing)
             _prepare(folder, size, missing, out / "converters")
         for target in loaded:
             if missing[target.name]:
                 failed += _fill(cells, folder, size, missing[target.name], target, guest)
-    for target in loaded:
+    for target, model in loaded.items():
         title = f"{target.name}: {simulated_core(target).qemu_cpu}, {size}x{size}"
-        print_cells(title, cells.of(target.name, size, networks), networks)
+        print_cells(title, cells.of(target.name, size, networks, model), networks)
     say(f"figures: {out / 'simulated.json'}")
     return failed
+
+
+def _forget_libraries(folder: SimFolder, missing: Mapping[str, Sequence[Runner]]) -> None:
+    """Those of tvmx, which may have changed."""
+    for target, chosen in missing.items():
+        for runner in chosen:
+            if runner.plan and runner.expected is not None:
+                folder.for_target(target).library(runner.expected).unlink(missing_ok=True)
 
 
 def _prepare(
@@ -133,11 +145,16 @@ def _prepare(
         convert_mnn(folder, converters)
     if any(runner.int8 and not runner.plan for runner in runners):
         alone(build_ort_int8, folder)
-    for precision in [r.expected for r in RUNNERS if r.plan and r in runners]:
+    for precision in [r.expected for r in RUNNERS if r.plan and r.expected and r in runners]:
         wanted = [
             t for t, chosen in missing.items() if any(r.expected == precision for r in chosen)
         ]
         alone(build_libraries, folder, wanted, [precision])
+
+
+def _emulator(target: Target) -> Emulator:
+    """On the host's clock: the guest's script starts the simulated one."""
+    return Emulator(simulated_core(target), simulated=False)
 
 
 def _fill(
@@ -147,7 +164,7 @@ def _fill(
     """Run the cells of one network on one core; how many failed."""
     failed = 0
     wheels = guest_wheels(guest, lambda text: None)
-    with Emulator(simulated_core(target), simulated=False) as emulator:
+    with _emulator(target) as emulator:
         place = Place(guest, wheels, target, emulator)
         for runner in runners:
             name = f"{folder.network} on {target.name}, {runner.name}"

@@ -83,7 +83,8 @@ def _measure(folder: Path, rounds: int, cpu: int, fresh: bool) -> Validation:
         (folder / RESULT).unlink(missing_ok=True)
     say("building kernels")
     kernels = build_kernels(folder)
-    runner = Runner(compile_driver(folder), folder, cpu)
+    compile_driver(folder)
+    runner = Runner(folder, cpu)
     emulator = Emulator(host_core(cpu), simulated=False)
     found = _empty(kernels, emulator).resumed(folder / RESULT)
 

@@ -76,8 +76,12 @@ def test_cells_are_found_again(tmp_path: Path) -> None:
     found = Cells(path)
     again = found.get("squeezenet", 224, "rpi4", "tvmx")
     assert again == cell(core=3e6)
-    assert [c.runner for c in found.of("rpi4", 224, ["squeezenet"])] == ["tvmx", "ncnn"]
-    assert found.of("rpi4", 64, ["squeezenet"]) == found.of("rpi5", 224, ["squeezenet"]) == []
+    assert found.has("squeezenet", 224, "rpi4", "tvmx", "m")
+    assert not found.has("squeezenet", 224, "rpi4", "tvmx", "another model")
+    assert [c.runner for c in found.of("rpi4", 224, ["squeezenet"], "m")] == ["tvmx", "ncnn"]
+    for other in (("rpi4", 64, "m"), ("rpi5", 224, "m"), ("rpi4", 224, "another model")):
+        target, size, model = other
+        assert found.of(target, size, ["squeezenet"], model) == []
 
 
 def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
@@ -192,10 +196,12 @@ class Bench:
         monkeypatch.setattr(simulated, "_prepare", self.prepare)
         monkeypatch.setattr(simulated, "run_cell", self.run_cell)
         monkeypatch.setattr(simulated, "Emulator", self.emulator)
+        monkeypatch.setattr(simulated, "model_of", lambda emulator: "m")
         monkeypatch.setattr("os.environ", {})
 
     def emulator(self, core: object, *, simulated: bool) -> Bench:
         assert not simulated
+        self.core = core
         return self
 
     def __enter__(self) -> Bench:

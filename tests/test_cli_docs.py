@@ -50,7 +50,8 @@ def walk(group: Any, path: str) -> list[tuple[str, Any]]:
 
 def command_lines() -> list[str]:
     """Command lines of tvmx in README, docs and the help's own examples."""
-    pages = (ROOT / "README.md", ROOT / "docs" / "devices.md")
+    names = ("README.md", "docs/devices.md", "docs/simulated-boards.md")
+    pages = [ROOT / name for name in names]
     texts = [page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages]
     texts += [command.epilog or "" for _, command in walk(typer.main.get_command(app), "tvmx")]
     return [m.strip() for text in texts for m in re.findall(r"^ +(tvmx .*)$", text, re.M)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from tvmx.measure import (
     Deadlines,
     DeviceAddress,
     Measurement,
+    SimulatedRun,
     TimingPolicy,
     check_output,
+    compare_measured,
     elf_machine,
     library_problem,
     parse_host_port,
     relative_error,
+    simulation_id,
 )
 from tvmx.measure._jobs import poison
 from tvmx.measure._spool import Spool
@@ -167,3 +171,29 @@ def test_the_spool_writes_equal_contents_once_and_stays_small(tmp_path: Path) ->
         Path(r.path).name for r in (first, reshaped)
     )
     np.testing.assert_array_equal(np.load(first.path), np.arange(100, dtype=np.float32))
+
+
+def test_a_simulation_is_named_by_all_its_figures_depend_on() -> None:
+    facts = {"board": "rpi4", "core": "cortex-a72", "figure": "core", "clock_mhz": 1500,
+             "model": "m", "parameters": {"l2_miss": 170}, "plugin": "p"}  # fmt: skip
+    name = simulation_id(json.dumps(facts))
+    assert simulation_id("") == ""
+    assert name.startswith("simulated:")
+    assert simulation_id(json.dumps(facts | {"board": "other", "figure_source": "s"})) == name
+    for change in ({"figure": "core+memory"}, {"parameters": {"l2_miss": 171}}, {"plugin": "q"}):
+        assert simulation_id(json.dumps(facts | change)) != name
+
+
+def test_simulated_latencies_are_told_apart_by_the_models_worth_only() -> None:
+    def run(us: float) -> Measurement:
+        counts = SimulatedRun(
+            figure="core", clock_mhz=1000, core_cycles=us * 1000, memory_cycles=0, instructions=1,
+            l1_misses=0, l2_hits=0, prefetched_lines=0, l2_misses=0,
+        )  # fmt: skip
+        return Measurement.success([us], simulated=counts)
+
+    verdicts = [compare_measured(run(us), run(100.0)).verdict for us in (70, 90, 100, 115, 130)]
+    assert verdicts == ["faster", "tie", "tie", "tie", "slower"]
+    assert "ties" in compare_measured(run(90.0), run(100.0)).describe("a", "b")
+    # one repeat on a real device decides nothing either
+    assert compare_measured(Measurement.success([1.0]), run(100.0)).verdict == "tie"

@@ -59,7 +59,9 @@ def simulation_id(facts: str) -> str:
     if not facts:
         return ""
     told = json.loads(facts)
-    depends = {name: told.get(name) for name in ("core", "figure", "clock_mhz", "model")}
+    depends = {
+        name: value for name, value in told.items() if name not in ("board", "figure_source")
+    }
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
     return f"simulated:{digest}"
 

@@ -19,6 +19,14 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthr
 _INSTALL = "install one as root: apt-get install gcc libc6-dev; or name one in CC"
 
 
+def sources_digest() -> str:
+    """What the plugin is made of: another digest may count otherwise."""
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def plugin_library(folder: Path | None = None) -> Path:
     """The compiled plugin; made when there is none of these very sources and this compiler.
 
@@ -28,9 +36,7 @@ def plugin_library(folder: Path | None = None) -> Path:
     compiler = _compiler()
     if folder is None:
         folder = Path(platformdirs.user_cache_path("tvmx")) / "simulate" / "plugin"
-    digest = hashlib.sha256(" ".join([*compiler, *_FLAGS]).encode())
-    for source in sorted(SOURCES.glob("*.[ch]")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest = hashlib.sha256(" ".join([*compiler, *_FLAGS, sources_digest()]).encode())
     library = folder / f"tvmx-{digest.hexdigest()[:16]}.so"
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)

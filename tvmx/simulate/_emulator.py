@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from tvmx.errors import SimulationError
-from tvmx.simulate._compile import plugin_library
+from tvmx.simulate._compile import plugin_library, sources_digest
 from tvmx.simulate._core import SimulatedCore
 from tvmx.simulate._costs import CostModel, CostServer
 from tvmx.simulate._mca import analyser
@@ -102,6 +102,8 @@ class Emulator:
             "clock_mhz": self.core.clock_mhz,
             "exact_isa": self.core.exact_isa,
             "model": self.costs.model.name,
+            "parameters": self.core.plugin_arguments(),
+            "plugin": sources_digest(),
         }
 
     def _check(self) -> None:
