@@ -18,8 +18,9 @@ _LEGEND = (
     "One inference, batch 1, 1 thread, float32 or int8, random weights. Cycles are those of a model"
     " of the core: differences under 20 % are ties. Of tvmx: this over tvmx at its template"
     " defaults (int8 over int8), more than 1 is slower. im2col+openblas is convolutions and dense"
-    " layers only, without bias and activation. Errors are over the range of what must come out;"
-    " wall seconds are this machine's."
+    " layers only, without bias and activation. Generic: the kernels for Cortex-A72, because LLVM's"
+    " table of the Cortex-A53 overrates what those for in-order cores cost. Errors are over the"
+    " range of what must come out; wall seconds are this machine's."
 )
 
 

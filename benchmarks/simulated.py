@@ -101,7 +101,8 @@ def _run(
             target.name: [
                 runner
                 for runner in runners
-                if again or not cells.has(network, size, target.name, runner.name, model)
+                if runner.runs_on(target)
+                and (again or not cells.has(network, size, target.name, runner.name, model))
             ]
             for target, model in loaded.items()
         }

@@ -223,8 +223,8 @@ class Bench:
         self.ran.clear()
         with pytest.raises(SystemExit) as end:
             simulated.main(
-                self.out, networks="squeezenet", targets="rpi4,rpi5", size=224,
-                **{"only": "tvmx,ncnn", "again": False, **options},
+                self.out, networks="squeezenet", size=224,
+                **{"targets": "rpi4,rpi5", "only": "tvmx,ncnn", "again": False, **options},
             )  # fmt: skip
         return int(end.value.code or 0)
 
@@ -249,6 +249,14 @@ def test_what_is_there_is_not_run_again(
     assert "rpi5: cortex-a76" in table
     assert bench.main(again=True, only="ncnn") == 0
     assert bench.ran == [("rpi4", "ncnn"), ("rpi5", "ncnn")]
+
+
+def test_generic_kernels_are_for_cores_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bench = Bench(monkeypatch, tmp_path)
+    assert bench.main(targets="rpi3b+,rpi4", only="ncnn,ncnn generic") == 0
+    assert bench.ran == [("rpi3b+", "ncnn"), ("rpi3b+", "ncnn generic"), ("rpi4", "ncnn")]
 
 
 @pytest.mark.parametrize("only", ["tflite", "tvmx,"])
