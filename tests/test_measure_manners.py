@@ -149,6 +149,9 @@ def test_cold_is_one_call_after_each_flush() -> None:
 class FakeSession:
     """What Prepared needs of a session."""
 
+    def simulated_run(self) -> None:
+        """A real device."""
+
     def __init__(self, celsius: float | None) -> None:
         self.thermometer = self
         self._celsius = celsius
