@@ -63,7 +63,8 @@ def devices_once(address: str, count: int) -> list[dict[str, Any]]:
     while True:
         result = CliRunner().invoke(app, ["devices", "--tracker", address, "--json"])
         found: list[dict[str, Any]] = json.loads(result.stdout)["devices"]
-        if len(found) == count or time.monotonic() > deadline:
+        free = all(device["free"] for device in found)  # a moment after it has registered
+        if (len(found) == count and free) or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
 
