@@ -56,7 +56,7 @@ class PlainEmulation:
     @property
     def facts(self) -> Mapping[str, Any]:
         """See :class:`Emulation`."""
-        return {"core": self.core, "figure": "wall", "clock_mhz": None, "model": None}
+        return {"core": self.core, "figure": None, "clock_mhz": None, "model": None}
 
     def __enter__(self) -> PlainEmulation:
         return self

@@ -58,7 +58,9 @@ _BIND_SECONDS = 5.0
 # The emulator's plugin hears these syscalls (plugin/guest_clock.c); anyone else has no such call.
 _SYSCALL, _REPORT, _SIMULATED_CLOCK, _HOST_CLOCK = 0x74766D78, 0, 1, 2
 _SIMULATOR_FAILED = 70  # EXIT_FAILED of plugin/plugin.c
-_NUMBER = struct.Struct("<i")
+_NEWS = struct.Struct("<ii")  # a pid and its exit code, or _BORN
+_BORN = 1000
+_BIRTH_SECONDS = 20.0
 _REHEARSAL, _REHEARSALS = b"r", 8
 _FIELDS = 1 + len(COUNTERS)  # the first says that the others are there
 
@@ -228,6 +230,7 @@ class _Nursery:
     """
 
     def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._child = 0
         self._channel, theirs = socket.socketpair()
         if os.fork() == 0:
             self._channel.close()
@@ -241,24 +244,36 @@ class _Nursery:
     def start(self, sock: socket.socket, order: bytes = b"s") -> int:
         """Let a new process serve ``sock``; its pid."""
         socket.send_fds(self._channel, [order], [sock.fileno()])
-        return self._number()
+        while True:
+            if not select.select([self._channel], [], [], _BIRTH_SECONDS)[0]:
+                self._give_up("the process that forks servers is stuck")
+            self._child, code = self._news()
+            if code == _BORN:  # and not the end of one that had no client yet
+                return self._child
 
     def ended(self, seconds: float | None) -> int | None:
         """The exit code of that process, negative for a signal; None if it still runs."""
-        if not select.select([self._channel], [], [], seconds)[0]:
-            return None
-        return self._number()
+        while select.select([self._channel], [], [], seconds)[0]:
+            pid, code = self._news()
+            if pid == self._child:
+                return code
+        return None
 
-    def _number(self) -> int:
+    def _news(self) -> tuple[int, int]:
         data = b""
-        while len(data) < _NUMBER.size:
-            part = self._channel.recv(_NUMBER.size - len(data))
-            if not part:  # it was killed: whoever watches this process starts another
-                sys.stderr.write("the process that forks servers is gone\n")
-                sys.stderr.flush()
-                os._exit(1)
+        while len(data) < _NEWS.size:
+            part = self._channel.recv(_NEWS.size - len(data))
+            if not part:
+                self._give_up("the process that forks servers is gone")
             data += part
-        return int(_NUMBER.unpack(data)[0])
+        pid, code = _NEWS.unpack(data)
+        return int(pid), int(code)
+
+    def _give_up(self, why: str) -> NoReturn:
+        """Whoever watches this process starts another."""
+        sys.stderr.write(why + "\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _bear(channel: socket.socket, serve: Callable[[socket.socket], None]) -> NoReturn:
@@ -269,10 +284,11 @@ def _bear(channel: socket.socket, serve: Callable[[socket.socket], None]) -> NoR
     """
     gc.collect()
     gc.disable()  # it would come at some client or other; those that serve may collect
-    fork, wait, pack, send = os.fork, os.wait, _NUMBER.pack, channel.sendall
+    fork, wait, pack, send = os.fork, os.wait, _NEWS.pack, channel.sendall
     code = os.waitstatus_to_exitcode
     while fork():
-        send(pack(code(wait()[1])))
+        pid, status = wait()
+        send(pack(pid, code(status)))
     _serve_and_end(channel, serve)
 
 
@@ -281,7 +297,7 @@ def _serve_and_end(channel: socket.socket, serve: Callable[[socket.socket], None
     if not order:  # the server is gone
         os.kill(os.getppid(), signal.SIGKILL)
         os._exit(0)
-    channel.sendall(_NUMBER.pack(os.getpid()))
+    channel.sendall(_NEWS.pack(os.getpid(), _BORN))
     channel.close()
     gc.enable()
     try:
