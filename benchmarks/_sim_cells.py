@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tvmx.errors import MeasureError
+from tvmx.measure import SimulatedCounts
 from tvmx.store import write_atomic
 
 SCHEMA = 1
@@ -17,20 +18,12 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Counts(_Record):
-    """One inference on one core; ``memory_cycles`` come on top of ``core_cycles``.
+class Counts(SimulatedCounts):
+    """One inference on one core.
 
-    Misses and hits are cache lines. ``unmodelled_instructions`` ran too rarely to be analysed and
-    are taken for one cycle each.
+    ``unmodelled_instructions`` ran too rarely to be analysed and are taken for one cycle each.
     """
 
-    core_cycles: float
-    memory_cycles: float
-    instructions: int
-    l1_misses: int
-    l2_hits: int
-    prefetched_lines: int
-    l2_misses: int
     unmodelled_instructions: int
 
     @property

@@ -56,12 +56,12 @@ def tracker(
     """Run a TVM RPC tracker until interrupted. Devices register there under a key."""
     check_port(port)
     output = Output(as_json)
-    from tvmx.measure import exposure_warning, track_forever
+    from tvmx.measure import exposure_warning, join_host_port, track_forever
 
     _warn(output, exposure_warning(host))
 
     def ready(actual: int) -> None:
-        address = _join(host, actual)
+        address = join_host_port(host, actual)
         data = {"tracker": address, "warning": exposure_warning(host)}
         output.emit(data, lambda screen: _render_tracker(screen, address))
 
@@ -97,7 +97,7 @@ def serve(
     if threads is not None:
         check_count(threads, "--threads")
     output = Output(as_json)
-    from tvmx.measure import exposure_warning, serve_forever
+    from tvmx.measure import exposure_warning, join_host_port, serve_forever
 
     data = _board(key, tracker)
     if commands:
@@ -106,7 +106,7 @@ def serve(
     _warn(output, exposure_warning(host))
 
     def ready(port: int) -> None:
-        data.update(key=key, server=_join(host, port), warning=exposure_warning(host))
+        data.update(key=key, server=join_host_port(host, port), warning=exposure_warning(host))
         output.emit(data, lambda screen: _render_serve(screen, data))
 
     try:
@@ -128,10 +128,6 @@ def devices(tracker: AtTracker = DEFAULT_TRACKER, as_json: Json = False) -> None
 def _warn(output: Output, warning: str | None) -> None:
     if warning:
         output.warn(warning)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _board(key: str, tracker: str) -> dict[str, Any]:
@@ -178,7 +174,7 @@ def _describe(tracker: str, summary: TrackerSummary) -> dict[str, Any]:
                 "free": status.free,
                 "busy": status.busy,
                 "waiting": status.pending,
-                "addresses": [_join(h, p) for k, h, p in summary.servers if k == status.key],
+                "addresses": list(summary.addresses(status.key)),
             }
             for status in summary.keys.values()
         ],

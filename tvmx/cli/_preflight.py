@@ -110,7 +110,7 @@ def check_run(
             "device": request.tracker.key if request.tracker else "host",
             "threads": request.threads,
             "cores": request.manners.cores.cluster,
-            "cache": request.cache,
+            "cache": request.manners.cache,
             "seed": request.seed,
             "objective": request.objective,
             "metric": request.metric,

@@ -117,13 +117,15 @@ def _prepare(output: Output, *, emit: bool) -> None:
 
 
 def _describe(boards: SimulatedBoard, name: str, host: str, *, own_tracker: bool) -> dict[str, Any]:
+    from tvmx.measure import join_host_port
+
     ports = sorted(int(n.removeprefix("server:")) for n in boards.processes if n != "tracker")
     return {
         "board": name,
         "key": boards.address.key,
         "tracker": boards.address.tracker,
         "own_tracker": own_tracker,
-        "servers": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports],
+        "servers": [join_host_port(host, port) for port in ports],
         "simulated": boards.facts,
     }
 
@@ -150,7 +152,7 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
 
 def _meaning(facts: dict[str, Any]) -> str:
     """What its times are, so that nobody takes them for a board's."""
-    if facts["figure"] == "wall":
+    if facts["figure"] is None:
         return (
             "NO CYCLE MODEL: its times are the emulator's on this machine and say nothing about"
             " a board; only results and crashes mean anything"

@@ -27,7 +27,7 @@ from tvmx.measure import (
     ProbeFigures,
     ProbeLibrary,
     Visit,
-    median_figures,
+    unlike_siblings,
 )
 from tvmx.targets import Target, load_target
 
@@ -216,27 +216,19 @@ class _Examination:
 
 
 def compare_siblings(figures: dict[str, ProbeFigures]) -> list[Section]:
-    """The section on devices that differ from the median; none where there is only one.
-
-    Of two each is held against the other. From three on it is the median of all: of the others
-    alone, one slow device among three would make both sound ones look fast.
-    """
+    """The section on devices that differ from the others; none where there is only one."""
     if len(figures) < 2:
         return []
-    findings = []
-    for server, own in figures.items():
-        two = len(figures) == 2
-        usual = median_figures([f for s, f in figures.items() if not (two and s == server)])
-        deviation = own.deviation(usual, SIBLINGS)
-        if deviation:
-            findings.append(
-                hint(
-                    "siblings",
-                    f"{server}: {deviation} than the others'",
-                    "compare their clocks, cooling and power supplies; measurements on unlike"
-                    " devices do not compare",
-                )
-            )
+    findings = [
+        hint(
+            "siblings",
+            f"{server}: {deviation} than the others'",
+            "compare their clocks, cooling and power supplies; measurements on unlike"
+            " devices do not compare",
+        )
+        for server, deviation in unlike_siblings(figures).items()
+        if deviation
+    ]
     alike = f"all {len(figures)} within {SIBLINGS:.0%} of each other"
     return [Section(title="siblings", findings=tuple(findings) or (ok("siblings", alike),))]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tvmx.doctor._diagnosis import Finding, broken, hint, ok
 from tvmx.errors import TrackerError
 from tvmx.measure import DeviceAddress, KeyStatus, TrackerSummary, tracker_summary
+from tvmx.measure._tracker import reason
 
 _CONNECT_S = 4.0
 _ANSWER_S = 4.0
@@ -47,7 +48,7 @@ def check_way(address: DeviceAddress) -> Way:
     if status is None:
         return Way(tuple(findings))
     findings.append(_free(status))
-    servers = tuple(f"{h}:{p}" for k, h, p in summary.servers if k == address.key)
+    servers = summary.addresses(address.key)
     return Way(tuple(findings), servers, min(status.free, len(servers)))
 
 
@@ -57,7 +58,7 @@ def _connection(address: DeviceAddress) -> Finding:
         socket.create_connection((address.host, address.port), _CONNECT_S).close()
     except (OSError, UnicodeError) as err:
         timed_out = isinstance(err, TimeoutError)
-        why = f"no answer within {_CONNECT_S:g} s" if timed_out else _reason(err)
+        why = f"no answer within {_CONNECT_S:g} s" if timed_out else reason(err)
         return broken("connection", f"{address.tracker}: {why}", *_todo(address, err))
     return ok(
         "connection", f"{address.tracker} answers in {(time.monotonic() - start) * 1e3:.0f} ms"
@@ -74,10 +75,6 @@ def _todo(address: DeviceAddress, err: Exception) -> tuple[str, ...]:
         f"ping {address.host}",
         f"is a firewall in between? the tracker's port is {address.port}",
     )
-
-
-def _reason(err: Exception) -> str:
-    return (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__
 
 
 def _ask(address: DeviceAddress) -> TrackerSummary:

@@ -186,8 +186,7 @@ class KernelEvaluator:
     def _state(self) -> dict[str, Any]:
         """How kernels are run, for the key."""
         cores = self._manners.cores
-        cache = "cold" if self._manners.cold else "warm"
-        return {"threads": cores.threads, "cores": cores.cluster, "cache": cache}
+        return {"threads": cores.threads, "cores": cores.cluster, "cache": self._manners.cache}
 
     def _build_job(self, task: Task, config: Config) -> KernelBuild:
         return KernelBuild.of(

@@ -224,7 +224,7 @@ class _Exploration:
             model=context.model.digest, model_path=str(request.model.resolve()),
             shapes=request.shapes, target=name, target_digest=digest,
             device=device_key(request.tracker), threads=request.threads,
-            cores=request.manners.cores.cluster, cache=request.cache, seed=request.seed,
+            cores=request.manners.cores.cluster, cache=request.manners.cache, seed=request.seed,
             objective=request.objective, data=self.data.digest if self.data else None,
             data_path=str(request.data.resolve()) if request.data else "",
             metric=request.metric, metric_digest=self.metric.fingerprint,

@@ -49,11 +49,6 @@ class ExploreRequest:
         """Threads of the network."""
         return self.manners.cores.threads
 
-    @property
-    def cache(self) -> Literal["warm", "cold"]:
-        """State of the caches kernels are timed in."""
-        return "cold" if self.manners.cold else "warm"
-
 
 class CandidateSummary(BaseModel):
     """One whole network that was built, verified and measured end to end.

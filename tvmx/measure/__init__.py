@@ -1,6 +1,6 @@
 """Measuring: devices behind a tracker, runners, and the servers tvmx starts itself."""
 
-from tvmx.measure._address import DeviceAddress, parse_host_port
+from tvmx.measure._address import DeviceAddress, join_host_port, parse_host_port
 from tvmx.measure._base import OnResult, Runner
 from tvmx.measure._cores import Cluster, Cores
 from tvmx.measure._deadlines import Deadlines
@@ -19,6 +19,7 @@ from tvmx.measure._probe import (
     ProbeKernel,
     ProbeLibrary,
     median_figures,
+    unlike_siblings,
 )
 from tvmx.measure._roster import DeviceReport
 from tvmx.measure._rpc import RpcRunner
@@ -31,7 +32,12 @@ from tvmx.measure._serve import (
     serve_forever,
     track_forever,
 )
-from tvmx.measure._simulated import SimulatedRun, describe_simulation, simulation_id
+from tvmx.measure._simulated import (
+    SimulatedCounts,
+    SimulatedRun,
+    describe_simulation,
+    simulation_id,
+)
 from tvmx.measure._tasks import Fact, FailedEvent
 from tvmx.measure._timing import TimingPolicy
 from tvmx.measure._tracker import KeyStatus, TrackerSummary, require_key, tracker_summary
@@ -68,6 +74,7 @@ __all__ = [
     "ProbeLibrary",
     "RpcRunner",
     "Runner",
+    "SimulatedCounts",
     "SimulatedRun",
     "Status",
     "TimingPolicy",
@@ -81,6 +88,7 @@ __all__ = [
     "describe_simulation",
     "elf_machine",
     "exposure_warning",
+    "join_host_port",
     "library_problem",
     "median_figures",
     "median_interval",
@@ -92,4 +100,5 @@ __all__ = [
     "simulation_id",
     "track_forever",
     "tracker_summary",
+    "unlike_siblings",
 ]

@@ -18,6 +18,11 @@ def parse_host_port(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def join_host_port(host: str, port: int) -> str:
+    """``HOST:PORT`` as :func:`parse_host_port` takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True)
 class DeviceAddress:
     """A device: the tracker at ``host:port`` and the key under which servers register."""
@@ -37,7 +42,7 @@ class DeviceAddress:
     @property
     def tracker(self) -> str:
         """The tracker as ``HOST:PORT``."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_host_port(self.host, self.port)
 
     def __str__(self) -> str:
         return f"{self.key} at {self.tracker}"

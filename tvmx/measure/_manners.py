@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tvmx.measure._address import DeviceAddress
 from tvmx.measure._base import Runner
@@ -34,6 +35,11 @@ class Manners:
     patience_s: float = 600.0
     max_temperature: float | None = 80.0
     cold: bool = False
+
+    @property
+    def cache(self) -> Literal["warm", "cold"]:
+        """State of the caches kernels are timed in."""
+        return "cold" if self.cold else "warm"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,21 @@ def describe_deviation(ratios: dict[str, float], limit: float) -> str | None:
         if abs(ratio - 1) > limit
     ]
     return ", ".join(parts) or None
+
+
+def unlike_siblings(figures: Mapping[str, ProbeFigures]) -> dict[str, str | None]:
+    """How each device differs from the median by more than :data:`SIBLINGS`, by server.
+
+    Of two each is held against the other, one alone against nothing. From three on it is the
+    median of all: of the others alone, one slow device would make the sound ones look fast.
+    """
+    if len(figures) < 2:
+        return dict.fromkeys(figures)
+    unlike: dict[str, str | None] = {}
+    for server, own in figures.items():
+        usual = [f for s, f in figures.items() if s != server or len(figures) > 2]
+        unlike[server] = own.deviation(median_figures(usual), SIBLINGS)
+    return unlike
 
 
 def median_figures(figures: Sequence[ProbeFigures]) -> ProbeFigures:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tvmx.errors import TrackerError
 from tvmx.measure._address import DeviceAddress
 from tvmx.measure._observer import Observer
-from tvmx.measure._probe import DRIFT, SIBLINGS, ProbeFigures, median_figures
+from tvmx.measure._probe import DRIFT, ProbeFigures, unlike_siblings
 from tvmx.measure._tasks import ConnectedEvent, ProbedEvent
 from tvmx.measure._tracker import KeyStatus, tracker_summary
 
@@ -59,7 +58,7 @@ class Roster:
             summary = tracker_summary(self.address.host, self.address.port, _POLL_TIMEOUT_S)
         except TrackerError:
             return None
-        present = {f"{h}:{p}" for k, h, p in summary.servers if k == self.address.key}
+        present = set(summary.addresses(self.address.key))
         with self._lock:
             self._note_presence(present)
         return summary.keys.get(self.address.key)
@@ -109,15 +108,10 @@ class Roster:
             return tuple(self._reports[server] for server in sorted(self._reports))
 
     def _compare_siblings(self) -> None:
-        known: Mapping[str, ProbeFigures] = {
-            s: r.first for s, r in self._reports.items() if r.first is not None
-        }
+        known = {s: r.first for s, r in self._reports.items() if r.first is not None}
         if len(known) < 2:
             return
-        for server, figures in known.items():
-            # Of three, the middle one; with only two others, one sick would make all stand out.
-            others = median_figures([f for s, f in known.items() if s != server or len(known) > 2])
-            deviation = figures.deviation(others, SIBLINGS)
+        for server, deviation in unlike_siblings(known).items():
             self._reports[server] = replace(self._reports[server], deviation=deviation)
             self._flag(server, "siblings", deviation and f"{deviation} than its siblings'")
 

@@ -12,18 +12,14 @@ FACTS = "tvmx.simulated"
 COUNTERS = "tvmx.simulated_counters"
 
 
-class SimulatedRun(BaseModel):
-    """Counters of one run on a simulated core. Cycles are the core's own.
+class SimulatedCounts(BaseModel):
+    """What one run cost a simulated core; ``memory_cycles`` come on top of ``core_cycles``.
 
-    ``cycles`` is the figure the latency follows from: ``core`` cycles alone (all operands in
-    L1), or with those of the memory model added (``core+memory``), as the target's file says.
-    Misses and hits count cache lines.
+    ``core_cycles`` are those with all operands in L1. Misses and hits count cache lines.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    figure: Literal["core", "core+memory"]
-    clock_mhz: int
     core_cycles: float
     memory_cycles: float
     instructions: int
@@ -31,6 +27,17 @@ class SimulatedRun(BaseModel):
     l2_hits: int
     prefetched_lines: int
     l2_misses: int
+
+
+class SimulatedRun(SimulatedCounts):
+    """Counters of one run, and what the latency follows from.
+
+    ``figure`` is ``core`` cycles alone, or with those of the memory model added
+    (``core+memory``), as the target's file says.
+    """
+
+    figure: Literal["core", "core+memory"]
+    clock_mhz: int
 
     @property
     def cycles(self) -> float:
@@ -43,12 +50,8 @@ def parse_run(facts: dict[str, Any], counters: str) -> SimulatedRun:
     told = json.loads(counters)
     if "missing" in told:
         raise ValueError(f"the simulated board counts nothing: {told['missing']}")
-    names = set(SimulatedRun.model_fields) - {"figure", "clock_mhz"}
-    return SimulatedRun(
-        figure=facts["figure"],
-        clock_mhz=facts["clock_mhz"],
-        **{name: told[name] for name in names},
-    )
+    counts = {name: told[name] for name in SimulatedCounts.model_fields}
+    return SimulatedRun(figure=facts["figure"], clock_mhz=facts["clock_mhz"], **counts)
 
 
 def simulation_id(facts: str) -> str:

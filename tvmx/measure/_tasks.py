@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tvmx.measure._address import DeviceAddress
+from tvmx.measure._address import DeviceAddress, join_host_port
 from tvmx.measure._cores import Cores
 from tvmx.measure._deadlines import Deadlines
 from tvmx.measure._measurement import Status
@@ -158,7 +158,7 @@ class TicketEvent:
     @property
     def server(self) -> str:
         """``host:port`` of the server."""
-        return f"{self.host}:{self.port}"
+        return join_host_port(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class ConnectedEvent:
     @property
     def server(self) -> str:
         """``host:port`` of the server, which tells devices of one key apart."""
-        return f"{self.host}:{self.port}"
+        return join_host_port(self.host, self.port)
 
 
 @dataclass(frozen=True)

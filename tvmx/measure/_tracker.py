@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmx.errors import TrackerError, UnknownKeyError
-from tvmx.measure._address import DeviceAddress
+from tvmx.measure._address import DeviceAddress, join_host_port
 
 _MAGIC = 0x2F271
 _SUCCESS, _REQUEST, _SUMMARY = 0, 4, 6
@@ -49,6 +49,10 @@ class TrackerSummary:
     keys: dict[str, KeyStatus]
     servers: tuple[tuple[str, str, int], ...]
 
+    def addresses(self, key: str) -> tuple[str, ...]:
+        """HOST:PORT of every server under a key."""
+        return tuple(join_host_port(host, port) for k, host, port in self.servers if k == key)
+
     def registered(self, key: str, port: int) -> bool:
         """Whether a server with this key listens on this port, going by the tracker."""
         return any(k == key and p == port for k, _, p in self.servers)
@@ -74,7 +78,7 @@ class TrackerConnection:
             self._socket = socket.create_connection((host, port), timeout)
         except (OSError, UnicodeError) as err:
             raise TrackerError(
-                f"no tracker answers at {self._where}: {_reason(err)}",
+                f"no tracker answers at {self._where}: {reason(err)}",
                 hint=f"start one with: tvmx tracker --host {host} --port {port}",
             ) from err
         try:
@@ -137,7 +141,7 @@ class TrackerConnection:
         try:
             self._socket.sendall(data)
         except OSError as err:
-            raise TrackerError(f"tracker {self._where} went away: {_reason(err)}") from err
+            raise TrackerError(f"tracker {self._where} went away: {reason(err)}") from err
 
     def _receive(self, end: float) -> Any:
         (size,) = struct.unpack("<i", self._receive_raw(4, end, waits=True))
@@ -162,7 +166,7 @@ class TrackerConnection:
                     hint="check host and port; `tvmx tracker` prints where it listens",
                 ) from err
             except OSError as err:
-                raise TrackerError(f"tracker {self._where} went away: {_reason(err)}") from err
+                raise TrackerError(f"tracker {self._where} went away: {reason(err)}") from err
             if not chunk:
                 raise TrackerError(
                     f"{self._where} closed the connection: not a tracker, or it just stopped",
@@ -223,7 +227,8 @@ def _parse_summary(where: str, status: dict[str, Any]) -> TrackerSummary:
     return TrackerSummary(where, keys, tuple(servers))
 
 
-def _reason(err: Exception) -> str:
+def reason(err: Exception) -> str:
+    """Why a connection could not be made or broke, in a few words."""
     if isinstance(err, TimeoutError):
         return "timed out"
     if isinstance(err, OSError) and err.strerror:

@@ -1,7 +1,7 @@
 """Simulated boards: TVM's RPC server for arm64 in an emulator on this machine."""
 
 from tvmx.simulate._board import SimulatedBoard, require_board, simulate_forever
-from tvmx.simulate._guest import Guest, add_wheels, find_guest, guest_folder, prepare
+from tvmx.simulate._guest import Guest, add_wheels, find_guest, prepare
 from tvmx.simulate._server import Emulation, PlainEmulation
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "SimulatedBoard",
     "add_wheels",
     "find_guest",
-    "guest_folder",
     "prepare",
     "require_board",
     "simulate_forever",

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 import filelock
-import platformdirs
 
 from tvmx.errors import SimulationError
+from tvmx.simulate._tools import cache_folder
 
 SOURCES = Path(__file__).parent / "plugin"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
@@ -35,7 +35,7 @@ def plugin_library(folder: Path | None = None) -> Path:
     """
     compiler = _compiler()
     if folder is None:
-        folder = Path(platformdirs.user_cache_path("tvmx")) / "simulate" / "plugin"
+        folder = cache_folder() / "plugin"
     digest = hashlib.sha256(" ".join([*compiler, *_FLAGS, sources_digest()]).encode())
     library = folder / f"tvmx-{digest.hexdigest()[:16]}.so"
     if not library.is_file():

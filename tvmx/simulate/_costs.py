@@ -16,10 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, Self
 
-import platformdirs
-
 from tvmx.errors import SimulationError, TvmxError
 from tvmx.simulate._mca import Code
+from tvmx.simulate._tools import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +41,6 @@ class CostModel(Protocol):
         ...
 
 
-def costs_folder() -> Path:
-    """Where costs are kept (it need not exist)."""
-    return Path(platformdirs.user_cache_path("tvmx")) / "simulate" / "costs"
-
-
 class CostCache:
     """Costs of one model on disk, shared by all processes. Nothing is ever overwritten.
 
@@ -55,7 +49,7 @@ class CostCache:
     """
 
     def __init__(self, model: str, folder: Path | None = None) -> None:
-        folder = costs_folder() if folder is None else folder
+        folder = cache_folder() / "costs" if folder is None else folder
         self.path = folder / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.sqlite"
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True)

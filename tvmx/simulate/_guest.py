@@ -11,23 +11,23 @@ The environment variable TVMX_SIM_ROOT names a root of the user's own in place o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
-import platformdirs
 
 from tvmx.errors import SimulationError
 from tvmx.measure._serve import FFI_VERSION, TVM_VERSION
 from tvmx.simulate import _debian, _wheels
 from tvmx.simulate._components import complete, intact, size_bytes
-from tvmx.simulate._tools import OWN_ROOT, QEMU, require, run, said
+from tvmx.simulate._tools import OWN_ROOT, QEMU, cache_folder, require, run, said
 
 OWN_ROOT_VARIABLE = "TVMX_SIM_ROOT"
 REQUIREMENTS = (
@@ -74,17 +74,12 @@ class Guest:
         }
 
 
-def guest_folder() -> Path:
-    """Where guests are kept."""
-    return Path(platformdirs.user_cache_path("tvmx")) / "simulate"
-
-
 def find_guest() -> Guest | None:
     """The guest if it is prepared and intact; nothing is downloaded.
 
     Raises :class:`SimulationError` when TVMX_SIM_ROOT names something of no use.
     """
-    folder = guest_folder()
+    folder = cache_folder()
     root = _own_root()
     if root is None:
         root = folder / "root"
@@ -105,11 +100,8 @@ def prepare(say: Say) -> Guest:
     """
     start = time.monotonic()
     require(QEMU)
-    folder = guest_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / "lock"):
-        downloads = folder / "downloads"
-        downloads.mkdir(exist_ok=True)
+    folder = cache_folder()
+    with _downloads(folder) as downloads:
         root, new_root = _own_root(), False
         if root is None:
             root = folder / "root"
@@ -128,7 +120,6 @@ def prepare(say: Say) -> Guest:
         new_site = complete(guest.site, _site_recipe(python, REQUIREMENTS), unpack_site)
         if new_root and not new_site:
             _compile(guest, downloads / "log", say)
-        shutil.rmtree(downloads)
     made = new_root or new_site
     size = size_bytes(guest.root) + size_bytes(guest.site)
     state = f"ready after {time.monotonic() - start:.0f} s" if made else "ready, nothing to do"
@@ -142,19 +133,29 @@ def add_wheels(guest: Guest, requirements: Sequence[str], say: Say) -> Path:
     Exactly ``requirements``, without what they depend on. Raises :class:`SimulationError`.
     """
     digest = hashlib.sha256("\n".join(sorted(requirements)).encode()).hexdigest()[:12]
-    folder = guest_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder()
     site = folder / f"extra-{guest.version}-{digest}"
-    with filelock.FileLock(folder / "lock"):
-        downloads = folder / "downloads"
-        downloads.mkdir(exist_ok=True)
+    with _downloads(folder) as downloads:
         complete(
             site,
             _site_recipe(guest.python, requirements),
             lambda staging: _wheels.install(requirements, guest.version, downloads, staging, say),
         )
-        shutil.rmtree(downloads)
     return site
+
+
+@contextlib.contextmanager
+def _downloads(folder: Path) -> Iterator[Path]:
+    """The downloads under way in ``folder``, for one process at a time.
+
+    Removed at the end; what fails leaves them for the next try.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / "lock"):
+        downloads = folder / "downloads"
+        downloads.mkdir(exist_ok=True)
+        yield downloads
+        shutil.rmtree(downloads)
 
 
 def _own_root() -> Path | None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import filelock
 
 from tvmx.simulate._components import complete
-from tvmx.simulate._guest import Guest, guest_folder
+from tvmx.simulate._guest import Guest
+from tvmx.simulate._tools import cache_folder
 from tvmx.targets import Target
 from tvmx.targets._host import ARM_PARTS
 
@@ -33,7 +34,7 @@ def board_root(guest: Guest, target: Target) -> Path:
     files = board_files(target)
     text = "\0".join([str(guest.root), *(f"{k}\0{v}" for k, v in sorted(files.items()))])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = guest_folder() / "boards" / f"{target.name}-{digest}"
+    folder = cache_folder() / "boards" / f"{target.name}-{digest}"
 
     def build(staging: Path) -> None:
         for name in ("lib", "usr"):

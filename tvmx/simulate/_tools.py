@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import platformdirs
+
 from tvmx.errors import SimulationError
 
 QEMU = "qemu-aarch64"
@@ -20,6 +22,11 @@ _INSTALL = {
     "dpkg-deb": "apt-get install dpkg",
     "setarch": "apt-get install util-linux",
 }
+
+
+def cache_folder() -> Path:
+    """Where guests, costs and the plugin are kept (it need not exist)."""
+    return Path(platformdirs.user_cache_path("tvmx")) / "simulate"
 
 
 def require(program: str) -> str:
