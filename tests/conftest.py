@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.measure_libraries import Libraries, build
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure() -> None:
+    """Shells start background jobs deaf to interrupts, and so would be what the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +44,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail("\n".join(diff) + "\nintended? pytest --update-golden", pytrace=False)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    """Right, wrong, crashing and endless libraries for this machine, built once."""
+    return build(tmp_path_factory.mktemp("libraries"))
 
 
 _CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,24 +94,31 @@ def build_c(folder: Path, names: tuple[str, ...] = tuple(BODIES)) -> None:
 def build(folder: Path) -> Libraries:
     """Compile everything for this machine."""
     build_c(folder)
+    return build_tvm(folder, {"kind": "llvm"})
+
+
+def build_tvm(
+    folder: Path, config: dict[str, Any], fcompile: Callable[..., None] | None = None
+) -> Libraries:
+    """Compile the good kernel and the network for TVM target ``config``; ``fcompile`` links."""
     rng = np.random.default_rng(0)
     inputs = {n: rng.random((1, 64), np.float32) for n in ("x", "y")}
     weight = rng.random((64, 8), np.float32)
-    _build_tvm(folder, weight)
+    for name, module in _tvm_modules(weight, config).items():
+        module.export_library(str(folder / f"{name}.so"), fcompile=fcompile)
     outputs = (inputs["x"] @ weight, inputs["x"] + inputs["y"])
     return Libraries(folder, rng.random(SHAPE, np.float32), inputs, outputs)
 
 
-def _build_tvm(folder: Path, weight: np.ndarray) -> None:
+def _tvm_modules(weight: np.ndarray, config: dict[str, Any]) -> dict[str, Any]:
     import tvm
     from tvm import relax, te, tirx
 
-    target = tvm.target.Target({"kind": "llvm"})
+    target = tvm.target.Target(config)
     a = te.placeholder(SHAPE, name="a")
     b = te.compute(SHAPE, lambda *i: a(*i) * 2.0 + 1.0)
     func = te.create_prim_func([a, b]).with_attr("global_symbol", "k")
     library = tirx.build(tvm.IRModule({"k": func}), target=target)
-    library.export_library(str(folder / "good.so"))
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((1, 64), "float32"))
     y = relax.Var("y", relax.TensorType((1, 64), "float32"))
@@ -119,4 +128,4 @@ def _build_tvm(folder: Path, weight: np.ndarray) -> None:
             total = builder.emit(relax.op.add(x, y))
             out = builder.emit_output(relax.Tuple([product, total]))
         builder.emit_func_output(out)
-    relax.build(builder.get(), target=target).export_library(str(folder / "network.so"))
+    return {"good": library, "network": relax.build(builder.get(), target=target)}

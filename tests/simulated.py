@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -12,6 +13,14 @@ from tvmx.simulate._tools import QEMU, require
 from tvmx.targets import load_target
 
 REQUIRED = os.environ.get("TVMX_REQUIRE_SIM") == "1"
+
+
+def tools_or_skip(*tools: str) -> None:
+    """Skip where one of the programs is missing; with TVMX_REQUIRE_SIM=1 that is a failure."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing and not REQUIRED:
+        pytest.skip(f"needs {', '.join(missing)}: make setup-sim")
+    assert not missing
 
 
 def guest_or_skip() -> Guest:

@@ -23,6 +23,7 @@ from benchmarks._validation_runs import (
     measure_round,
     simulate_all,
 )
+from tests.simulated import tools_or_skip
 from tvmx.errors import MeasureError
 from tvmx.simulate._core import SimulatedCore
 from tvmx.simulate._emulator import Emulator
@@ -45,13 +46,9 @@ class Unit:
 
 
 def require() -> None:
-    wanted = ("qemu-x86_64", "setarch", "cc", "taskset")
-    missing = [tool for tool in wanted if shutil.which(tool) is None]
     if platform.machine() != "x86_64" or "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("compares an x86-64 machine with AVX2 with its model")
-    if missing and os.environ.get("TVMX_REQUIRE_SIM") != "1":
-        pytest.skip(f"needs {', '.join(missing)}: make setup-sim")
-    assert not missing
+    tools_or_skip("qemu-x86_64", "setarch", "cc", "taskset")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from tests.clock import Clock
 from tvmx.cli import _progress
 from tvmx.cli import _units as units
 from tvmx.cli._errors import INTERNAL, INTERRUPTED, Interrupted, guarded
@@ -122,16 +123,6 @@ def test_json_has_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
 def test_best_without_a_baseline() -> None:
     assert describe_best(None, 3.0) == ""
     assert describe_best(3.0, None) == "best 3.00 us"
-
-
-class Clock:
-    """Stands for the module ``time``: its seconds pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

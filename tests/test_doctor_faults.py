@@ -287,10 +287,9 @@ def test_a_full_disk(boards: Boards) -> None:
 
 
 def test_a_target_of_another_architecture(boards: Boards) -> None:
-    target = "rpi4" if load_target("host").arch == "x86_64" else "none"
-    if target == "none":
+    if load_target("host").arch != "x86_64":
         pytest.skip("this machine is what boards are")
-    result = doctor("--tracker", boards.address.tracker, "--key", KEY, "--target", target)
+    result = doctor("--tracker", boards.address.tracker, "--key", KEY, "--target", "rpi4")
     assert result.exit_code == 1
     assert "x86_64 there, target 'rpi4' is aarch64" in result.stdout
     assert "--target host" in result.stdout

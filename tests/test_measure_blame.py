@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.boards import Recorder
+from tests.clock import Clock
 from tvmx.measure import DeviceAddress
 from tvmx.measure._batch import Suspicion, Unrest
 from tvmx.measure._cores import Cores
@@ -17,15 +18,11 @@ from tvmx.measure._tasks import DescribeTask, FailedEvent, Link, Phase
 from tvmx.measure._worker import Worker
 
 
-class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
+    return clock
 
 
 def _tries(status: str, *, vouched: bool, doubts: int = 0, early: int = 0) -> int:

@@ -32,15 +32,10 @@ from tests.boards import (
     statuses,
     until,
 )
-from tests.measure_libraries import Libraries, build
+from tests.measure_libraries import Libraries
 from tvmx.measure import Job, Measurement, RpcRunner, TimingPolicy
 
 pytestmark = pytest.mark.rpc
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
-    return build(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(autouse=True)

@@ -30,18 +30,13 @@ from tests.boards import (
     thaw,
     until,
 )
-from tests.measure_libraries import Libraries, build
+from tests.measure_libraries import Libraries
 from tvmx.measure import Deadlines, Job, LocalFarm, RpcRunner, TimingPolicy
 
 pytestmark = pytest.mark.rpc
 
 FAST = TimingPolicy(min_repeat_ms=0.1, repeats=2)
 ONE_SECOND = TimingPolicy(number=200, repeats=1, min_repeats=1)  # of the sleeping kernel
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
-    return build(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(autouse=True)

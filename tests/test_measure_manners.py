@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.measure_libraries import Libraries, build
+from tests.measure_libraries import Libraries
 from tvmx.errors import UsageError
 from tvmx.measure import (
     Cores,
@@ -316,11 +316,6 @@ def test_a_device_that_shows_nothing_is_believed() -> None:
 
 
 # Real servers
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
-    return build(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(scope="module")

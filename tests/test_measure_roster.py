@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.clock import Clock
 from tvmx.errors import TrackerError
 from tvmx.measure import (
     DeviceAddress,
@@ -34,19 +35,6 @@ from tvmx.measure._tasks import ConnectedEvent, FailedEvent, ProbedEvent
 
 KEY = "rpi4"
 A, B, C = "10.0.0.1:9090", "10.0.0.2:9090", "10.0.0.3:9090"
-
-
-class Clock:
-    """Stands for the module ``time``; sleeping is how its seconds pass."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Log:

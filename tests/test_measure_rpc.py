@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.measure_libraries import Libraries, build
+from tests.measure_libraries import Libraries
 from tvmx.errors import MeasureError, UnknownKeyError
 from tvmx.measure import (
     Cores,
@@ -35,11 +35,6 @@ pytestmark = pytest.mark.rpc
 
 FAST = TimingPolicy(min_repeat_ms=0.1, repeats=2)
 SHORT = Deadlines(queue=5, connect=2, upload=5, load=5, run=1.5)
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
-    return build(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(scope="module")

@@ -8,23 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.clock import Clock
 from tvmx.measure import Cores, Deadlines, DeviceAddress, _remote, _thermal
 from tvmx.measure._remote import RemoteSession
 from tvmx.measure._tasks import CoolingEvent, Event, Link, PhaseEvent
 from tvmx.measure._thermal import Thermometer
-
-
-class Clock:
-    """Stands for the module ``time``; sleeping is how its seconds pass."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Board:

@@ -6,8 +6,6 @@ tests cost each instruction one cycle, so that cycles can be counted by hand; no
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.simulated import tools_or_skip
 from tvmx.errors import SimulationError
 from tvmx.simulate import _emulator
 from tvmx.simulate._core import SimulatedCore, simulated_core
@@ -53,17 +52,10 @@ class Interval(NamedTuple):
     l2_misses: int
 
 
-def require(*tools: str) -> None:
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing and os.environ.get("TVMX_REQUIRE_SIM") != "1":
-        pytest.skip(f"needs {', '.join(missing)}: make setup-sim")
-    assert not missing
-
-
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest program, cross-compiled."""
-    require("qemu-aarch64", "setarch", "cc")
+    tools_or_skip("qemu-aarch64", "setarch", "cc")
     out = tmp_path_factory.mktemp("guest") / "core"
     target = ["-target", "aarch64-freestanding-none", "-nostdlib", "-static", "-Wl,-e,_start"]
     plain = ["-O1", "-fno-builtin", "-fno-stack-protector", "-fno-sanitize=all"]
@@ -227,7 +219,7 @@ def test_dotprod_dies_on_a_core_without_it(guest: Path, tmp_path: Path) -> None:
 
 def test_runs_are_identical(guest: Path, tmp_path: Path) -> None:
     """With llvm-mca's costs: repeated, in a new emulator, and with costs analysed anew."""
-    require("llvm-mca-22")
+    tools_or_skip("llvm-mca-22")
     core = simulated_core(load_target("rpi4"))
     seen = set()
     for folder in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):

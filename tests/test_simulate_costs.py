@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import struct
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulated import REQUIRED
 from tvmx.errors import SimulationError
 from tvmx.simulate import _mca
 from tvmx.simulate._compile import plugin_library
@@ -26,7 +26,7 @@ def analyse(cpu: str, *, triple: str = "aarch64-linux-gnu") -> Analyser:
     try:
         return analyser(triple, cpu, ("+all",) if triple.startswith("aarch64") else ())
     except SimulationError as err:
-        if os.environ.get("TVMX_REQUIRE_SIM") == "1":
+        if REQUIRED:
             raise
         pytest.skip(f"{err.message}: make setup-sim")
 
