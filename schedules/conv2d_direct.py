@@ -1,88 +1,71 @@
-"""Direct convolution in NCHW<v>c: a register tile of oc_tile channel blocks x ow_tile pixels.
+"""Direct convolution in NCHW<v>c: a register tile of oc_tile channel blocks x pixels.
 
 In loops, for one image (v lanes are one vector register)::
 
-    for oc, oh, ow, v:                            # before
+    for oc, oh, ow, v:                                       # before
         for ic, kh, kw: out += x * w
 
-    parallel for task in (oc outer, spatial block):          # after, order = "oc"
-        for tile in rows of the block, ow outer:
-            acc[oc_tile][ow_tile][v] = 0                     # registers
+    parallel for task in (spatial block):                    # after, order = "row"
+        image = the pixels this task reads, zeros around     # pad = "task"
+        for oc outer, tile in the block:
+            acc[oc_tile][oh_tile][ow_tile][v] = 0            # registers
             for ic block, kh, kw, ic inner:
-                unrolled for oc_tile, ow_tile: acc += x (broadcast) * w (vector)
-            unrolled: out = clip(acc + bias + residual)      # guarded at ragged borders
+                unrolled for pixels, oc_tile: acc += x (broadcast) * w (vector)
+            unrolled: out = clip(acc + bias + residual)
 
-order = "row" puts the spatial block outside and oc inside the task; the padded copy of the
-image is then made per task (pad = "task") or, as for order = "oc", once (pad = "root"). A
-1x1 stride-1 convolution without padding sees the image as one row of H*W pixels. ``chunk``
-is the number of rows (of pixel tiles, there) in a spatial block.
+order = "oc" has oc outer in the task and makes the image once, ahead (pad = "root"). Where nothing
+is padded there need be no image (pad = "none"); a 1x1 convolution may have one of just the pixels
+it reads, copied channel block by channel block as prefetchers like it. A 1x1 stride-1 convolution
+without padding sees the data as one row of H*W pixels. ``chunk`` is the number of tiles (of rows of
+tiles, where the image has rows) of a spatial block.
+
+Tiles at a ragged border are moved back to end there: the pixels they share with their neighbours
+are computed twice, to the same bits.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from tvmx._tvm import s_tir, te, tirx
+from tvmx._tvm import IRBuilder, builder, tirx
 from tvmx.ir import PLAIN, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.targets import Target
 from tvmx.templates import (
+    Accumulators,
+    ConvGeometry,
+    FloatForm,
     Kernel,
     ScheduleTemplate,
-    apply_epilogue,
+    WordImage,
+    Words,
+    clipped,
     divisors,
     fits_registers,
-    kernel_arguments,
+    flat,
+    float_form,
+    line_cycles,
+    load,
+    multiply_block,
+    multiply_rows,
     pack_conv_weight,
     pack_vector,
+    store,
     tile_cycles,
 )
 
 MAX_OC_TILE = 6
-CHUNKS = (1, 2, 4, 8)
-COPY_CYCLES = 4
-"""Modelled cycles to copy one vector into a padded image."""
-TASK_CYCLES = 10_000
-"""Shorter tasks spend too much of their time on working out where they are."""
+CHUNKS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 28)
+NAMES = ("oc_tile", "oh_tile", "ow_tile", "order", "chunk", "pad")
+COPY_CYCLES = 3
+"""Modelled cycles to copy one vector into an image."""
+STREAMS = 16
+"""Places in memory that prefetchers follow at a time."""
+TASK_CYCLES = 2_000
+"""Modelled cycles to start a task, on top of its work."""
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of one convolution; a flat one has its pixels in a single row."""
-
-    flat: bool
-    plain: bool
-    v: int
-    groups: int
-    in_blocks: int
-    out_blocks: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-
-    @classmethod
-    def of(cls, w: Conv2dWorkload, v: int) -> Geometry:
-        flat = w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.padding)
-        plain = w.in_channels < v
-        oh, ow = w.out_height, w.out_width
-        return cls(
-            flat=flat and not plain,
-            plain=plain,
-            v=v,
-            groups=w.groups,
-            in_blocks=w.in_channels if plain else ceil_div(w.in_channels, v),
-            out_blocks=ceil_div(w.out_channels, v),
-            height=1 if flat and not plain else w.height,
-            width=w.height * w.width if flat and not plain else w.width,
-            out_height=1 if flat and not plain else oh,
-            out_width=oh * ow if flat and not plain else ow,
-        )
-
-    @property
-    def group_out_blocks(self) -> int:
-        return self.out_blocks // self.groups
+Tile = tuple[int, int, int]
+Geometry = ConvGeometry[FloatForm]
 
 
 class Conv2dDirect(ScheduleTemplate):
@@ -108,217 +91,293 @@ class Conv2dDirect(ScheduleTemplate):
         return None
 
     def layouts(self, workload: Any, target: Target) -> tuple[str, str]:
-        v = target.lanes("float32")
-        layout = blocked(v)
-        return (PLAIN if workload.in_channels < v else layout, layout)
+        layout = blocked(target.lanes("float32"))
+        return (PLAIN if workload.in_channels < target.lanes("float32") else layout, layout)
 
     def space(self, workload: Any, target: Target) -> Space:
-        g = Geometry.of(workload, target.lanes("float32"))
+        g = _geometry(workload, target)
         tiles = _ranked_tiles(workload, g, target)
+        legal = set(tiles)
+        best = min(
+            _candidates(workload, g, tiles[:6]),
+            key=lambda c: (_cycles(workload, g, target, *c), c),
+        )
         return Space(
             {
-                "oc_tile": sorted({o for o, _ in tiles}),
-                "ow_tile": sorted({p for _, p in tiles}),
+                "oc_tile": sorted({t[0] for t in tiles}),
+                "oh_tile": sorted({t[1] for t in tiles}),
+                "ow_tile": sorted({t[2] for t in tiles}),
                 "order": ["oc", "row"],
                 "chunk": list(CHUNKS),
-                "pad": ["root", "task"],
+                "pad": _pads(workload, g),
             },
-            default=_default(workload, g, target, *tiles[0]),
+            default=dict(zip(NAMES, (*best[0], *best[1:]), strict=True)),
             constraint=lambda c: (
-                fits_registers(target, c["oc_tile"], c["ow_tile"])
-                and _units(g, c["ow_tile"]) % c["chunk"] == 0
-                and (
-                    c["pad"] == "root"
-                    or (c["order"] == "row" and _copies_input(workload, g, c["ow_tile"]))
-                )
+                (c["oc_tile"], c["oh_tile"], c["ow_tile"]) in legal
+                and c["chunk"] <= g.units(c["oh_tile"], c["ow_tile"])
+                and (c["pad"] != "task" or c["order"] == "row")
             ),
         )
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
-        g = Geometry.of(workload, target.lanes("float32"))
-        oc_tile, ow_tile = config.int("oc_tile"), config.int("ow_tile")
-        out_blocks = ceil_div(g.out_blocks, oc_tile) * oc_tile
-        func = _schedule(_compute(workload, g, out_blocks, ow_tile), workload, g, config)
-        in_block = None if g.plain else g.v
+        g = _geometry(workload, target, gather=config["pad"] != "none")
         return Kernel(
-            func=func.with_attr("tirx.is_scheduled", True),
-            pack_weight=lambda w: pack_conv_weight(w, g.v, out_blocks, in_block),
-            pack_bias=lambda b: pack_vector(b, g.v, out_blocks),
+            func=_Emitter(workload, g, config).function(),
+            pack_weight=lambda w: pack_conv_weight(w, g.form.lanes, g.out_blocks, g.block_words),
+            pack_bias=lambda b: pack_vector(b, g.form.lanes, g.out_blocks),
         )
 
 
-def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[tuple[int, int]]:
-    """Register tiles that do not spill, best first by the analytical model: four per oc_tile."""
+def _geometry(w: Conv2dWorkload, target: Target, *, gather: bool = False) -> Geometry:
+    return ConvGeometry.of(w, float_form(target), gather=gather)
+
+
+def _pads(w: Conv2dWorkload, g: Geometry) -> list[str]:
+    """Where an image may be made."""
+    if g.staged:
+        return ["root", "task"]
+    if w.kernel != (1, 1):
+        return ["none"]
+    return ["none", "task"] if g.is_flat else ["none", "root", "task"]
+
+
+def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[Tile]:
+    """(oc_tile, oh_tile, ow_tile) that do not spill, best first: five per oc_tile."""
     oc_tiles = [d for d in divisors(g.group_out_blocks) if d <= MAX_OC_TILE]
     if g.groups == 1:
         oc_tiles = list(range(1, min(g.out_blocks, MAX_OC_TILE) + 1))
 
-    def cycles(tile: tuple[int, int]) -> float:
-        tiles = _oc_tiles(g, tile[0]) * ceil_div(g.out_width, tile[1])
-        ragged = _copies_input(w, g, tile[1]) and not any(w.padding)
-        copy = COPY_CYCLES * g.in_blocks * g.height * g.width if ragged else 0
-        return tiles * tile_cycles(target, *tile, _depth(w)) + copy
+    def cycles(tile: Tile) -> float:
+        return _tile_count(g, tile) * tile_cycles(target, tile[0], tile[1] * tile[2], _depth(w, g))
 
-    best: list[tuple[int, int]] = []
-    for oc_tile in oc_tiles:
+    best: list[Tile] = []
+    for oc in oc_tiles:
         fitting = [
-            (oc_tile, p)
+            (oc, h, p)
             for p in range(1, min(g.out_width, target.vector_registers) + 1)
-            if fits_registers(target, oc_tile, p)
+            for h in range(1, min(g.out_height, 1 if g.is_flat else 4) + 1)
+            if fits_registers(target, oc, h * p) and (h == 1 or p == g.out_width)
         ]
-        best += sorted(fitting, key=lambda t: (cycles(t), t))[:4]
+        best += sorted(fitting, key=lambda t: (cycles(t), t))[:5]
     return sorted(best, key=lambda t: (cycles(t), t))
 
 
-def _depth(w: Conv2dWorkload) -> int:
+def _tile_count(g: Geometry, tile: Tile) -> int:
+    return ceil_div(g.out_blocks, tile[0]) * math.prod(g.tiles(*tile[1:]))
+
+
+def _depth(w: Conv2dWorkload, g: Geometry) -> int:
     """Steps of the reduction behind one output element."""
-    return w.weight_shape[1] * w.kernel[0] * w.kernel[1]
+    return g.group_in_blocks * g.block_words * w.kernel[0] * w.kernel[1]
 
 
-def _oc_tiles(g: Geometry, oc_tile: int) -> int:
-    return ceil_div(g.out_blocks, oc_tile)
+def _candidates(
+    w: Conv2dWorkload, g: Geometry, tiles: list[Tile]
+) -> list[tuple[Tile, str, int, str]]:
+    return [
+        (tile, order, chunk, pad)
+        for tile in tiles
+        for order in ("oc", "row")
+        for chunk in CHUNKS
+        if chunk <= g.units(*tile[1:])
+        for pad in _pads(w, g)
+        if pad != "task" or order == "row"
+    ]
 
 
-def _units(g: Geometry, ow_tile: int) -> int:
-    """Spatial units that ``chunk`` groups into tasks: pixel tiles of a flat image, else rows."""
-    return ceil_div(g.out_width, ow_tile) if g.flat else g.out_height
+def _cycles(
+    w: Conv2dWorkload, g: Geometry, target: Target, tile: Tile, order: str, chunk: int, pad: str
+) -> float:
+    """Modelled cycles of one image on the target's cores."""
+    lane, (oc, oh, ow) = 4 * g.form.lanes, tile
+    oc_tiles, units = ceil_div(g.out_blocks, oc), g.units(oh, ow)
+    blocks = ceil_div(units, chunk)
+    tiles_per_block = chunk * (1 if g.is_flat else ceil_div(g.out_width, ow))
+    work = oc_tiles * blocks * tiles_per_block * tile_cycles(target, oc, oh * ow, _depth(w, g))
+    # Bytes of the image, of what one block reads of it, of all weights, of one oc tile's.
+    gathered = pad != "none" and w.kernel == (1, 1)
+    steps = (1, 1) if gathered else w.strides
+    rows, columns = (1, chunk * ow) if g.is_flat else (chunk * oh, g.out_width)
 
+    def extent(rows: int, columns: int) -> int:
+        height, width = ((k - 1) * d + 1 for k, d in zip(w.kernel, w.dilation, strict=True))
+        return ((rows - 1) * steps[0] + height) * ((columns - 1) * steps[1] + width)
 
-def _default(
-    w: Conv2dWorkload, g: Geometry, target: Target, oc_tile: int, ow_tile: int
-) -> dict[str, int | str]:
-    """Pick the loop order that moves fewer bytes past L2, and where to pad."""
-    l2 = target.big.l2_kib * 1024
-    data = 4 * math.prod(w.data_shape)
-    weights = 4 * math.prod(w.weight_shape)
-    units = _units(g, ow_tile)
-    by_row = data + weights * (1 if weights <= l2 // 2 else units)
-    by_oc = weights + data * (1 if data <= l2 // 2 else _oc_tiles(g, oc_tile))
-    order, pad, chunk = "oc", "root", 1
-    if _oc_tiles(g, oc_tile) > 1 and by_row <= by_oc and w.batch * units >= 4 * target.cores:
-        order = "row"
-    slabs = w.batch * (1 if order == "row" else _oc_tiles(g, oc_tile))
-    chunks = [c for c in CHUNKS if units % c == 0 and slabs * units // c >= 4 * target.cores]
-    if order == "row" and data > l2 and _copies_input(w, g, ow_tile):
-        pad, chunk = "task", max(chunks)
-    elif g.flat:  # the weights of one oc tile serve all pixel tiles of a task from L1
-        pixels = 4 * w.in_channels * ow_tile
-        chunk = max((c for c in chunks if c * pixels <= l2 // 4), default=1)
+    pixel = 4 * g.words
+    image = pixel * extent(g.out_height, g.out_width)
+    block = pixel * extent(min(rows, g.out_height), min(columns, g.out_width))
+    weights = lane * g.out_blocks * _depth(w, g)
+    tile_weights = weights / oc_tiles
+
+    def line(working_set: float, *, scattered: bool = False) -> float:
+        """Per byte."""
+        return line_cycles(target, working_set, scattered=scattered) / 64
+
+    # The weights of a tile serve the block's tiles, and a tile's pixels the oc tile's.
+    again = tile_weights + pixel * extent(oh, ow)
+    cycles = oc_tiles * blocks * tiles_per_block * tile_weights * line(again)
+    if order == "row":
+        cycles += blocks * weights * line(weights + block)
+        cycles += blocks * oc_tiles * block * line(block + 2 * tile_weights)
     else:
-        tiles = ceil_div(g.out_width, ow_tile) * (_oc_tiles(g, oc_tile) if order == "row" else 1)
-        unit = tiles * tile_cycles(target, oc_tile, ow_tile, _depth(w))
-        chunk = min((c for c in chunks if c * unit >= TASK_CYCLES), default=max(chunks, default=1))
-    return {"oc_tile": oc_tile, "ow_tile": ow_tile, "order": order, "chunk": chunk, "pad": pad}
-
-
-def _copies_input(w: Conv2dWorkload, g: Geometry, ow_tile: int) -> bool:
-    """Whether whole tiles read outside the image, so that a padded copy is needed."""
-    width = ceil_div(g.out_width, ow_tile) * ow_tile
-    need_w = (width - 1) * w.strides[1] + (w.kernel[1] - 1) * w.dilation[1] + 1
-    return any(w.padding) or need_w > g.width
-
-
-def _compute(w: Conv2dWorkload, g: Geometry, out_blocks: int, ow_tile: int) -> Any:
-    """The convolution over whole tiles, and the output cut out of it, as a PrimFunc."""
-    (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
-    top, left = w.padding[:2]
-    width = ceil_div(g.out_width, ow_tile) * ow_tile
-    need_h = (g.out_height - 1) * sh + (kh - 1) * dh + 1
-    need_w = (width - 1) * sw + (kw - 1) * dw + 1
-    lanes = () if g.plain else (g.v,)
-    data = te.placeholder((w.batch, g.in_blocks, g.height, g.width, *lanes), name="data")
-    image = data
-    if _copies_input(w, g, ow_tile):
-        image = te.compute(
-            (w.batch, g.in_blocks, need_h, need_w, *lanes),
-            lambda n, c, y, x, *i: tirx.if_then_else(
-                tirx.all(y >= top, y < top + g.height, x >= left, x < left + g.width),
-                data(n, c, y - top, x - left, *i),
-                tirx.const(0, "float32"),
-            ),
-            name="pad",
-        )
-    group_in, block_in = g.in_blocks // g.groups, 1 if g.plain else g.v
-    weight = te.placeholder((out_blocks, group_in, kh, kw, block_in, g.v), name="weight")
-    bias = te.placeholder((out_blocks, g.v), name="bias")
-    shape = (w.batch, g.out_blocks, g.out_height, g.out_width, g.v)
-    residual = te.placeholder(shape, name="residual")
-    rc, ry = te.reduce_axis((0, group_in), "rc"), te.reduce_axis((0, kh), "ry")
-    rx = te.reduce_axis((0, kw), "rx")
-    ri = te.reduce_axis((0, block_in), "ri")
-
-    def product(n: Any, c: Any, y: Any, x: Any, i: Any) -> Any:
-        block = rc if g.groups == 1 else tirx.floordiv(c, g.group_out_blocks) * group_in + rc
-        inner = () if g.plain else (ri,)
-        pixel = image(n, block, y * sh + ry * dh, x * sw + rx * dw, *inner)
-        return te.sum(pixel * weight[c, rc, ry, rx, ri, i], axis=[rc, ry, rx, ri])
-
-    conv = te.compute((w.batch, out_blocks, g.out_height, width, g.v), product, name="conv")
-    out = te.compute(
-        shape,
-        lambda n, c, y, x, i: apply_epilogue(
-            conv[n, c, y, x, i],
-            w.epilogue,
-            bias=lambda: bias[c, i],
-            residual=lambda: residual[n, c, y, x, i],
-        ),
-        name="out",
-    )
-    return te.create_prim_func(kernel_arguments(data, weight, bias, residual, w.epilogue, out))
-
-
-def _schedule(func: Any, w: Conv2dWorkload, g: Geometry, config: Config) -> Any:
-    sch = s_tir.Schedule(func)
-    conv, out = sch.get_sblock("conv"), sch.get_sblock("out")
-    n, c, y, x, i, rc, ry, rx, ri = sch.get_loops(conv)
-    co, ci = sch.split(c, [None, config.int("oc_tile")])
-    xo, xi = sch.split(x, [None, config.int("ow_tile")])
-    if g.flat:
-        block, tile = sch.split(xo, [None, config.int("chunk")])
-        tiles = [y, tile]
+        cycles += weights * line(math.inf) + oc_tiles * image * line(1.5 * image)
+    if pad == "none":
+        # All channel blocks of a tile are read in turn.
+        cycles += image * line(math.inf, scattered=g.in_blocks > STREAMS)
     else:
-        block, tile = sch.split(y, [None, config.int("chunk")])
-        tiles = [tile, xo]
-    outer = [n, co, block, *tiles] if config["order"] == "oc" else [n, block, co, *tiles]
-    sch.reorder(*outer, rc, ry, rx, ri, xi, ci, i)
-    task = sch.fuse(*(outer[:3] if config["order"] == "oc" else outer[:2]))
-    sch.parallel(task)
-    sch.reverse_compute_at(out, tiles[-1], preserve_unit_loops=True)
-    sch.set_scope(conv, 0, "local")
-    inner = sch.get_loops(out)[len(sch.get_loops(conv)) - 7 :]
-    for loop in inner[:-1]:
-        sch.unroll(loop)
-    sch.vectorize(inner[-1])
-    copied = _copies_input(w, g, config.int("ow_tile"))
-    if copied:
-        _schedule_pad(sch, task if config["pad"] == "task" else None, g)
-    sch.unroll(ci)
-    sch.unroll(xi)
-    sch.vectorize(i)
-    sch.decompose_reduction(conv, rc)
-    if g.flat:
-        _unflatten(sch, w, "pad" if copied else "conv_update")
-    return sch.mod["main"]
+        copied = block * blocks if pad == "task" else image
+        cycles += copied / lane * COPY_CYCLES
+        cycles += image * line(math.inf) + copied * line(block if pad == "task" else image)
+    tasks = w.batch * blocks * (1 if order == "row" else oc_tiles)
+    idle = ceil_div(tasks, target.cores) * target.cores / tasks
+    return float((cycles + work) * idle + tasks * TASK_CYCLES)
 
 
-def _schedule_pad(sch: Any, task: Any, g: Geometry) -> None:
-    pad = sch.get_sblock("pad")
-    if task is not None:
-        sch.compute_at(pad, task)
-    else:
-        sch.parallel(sch.fuse(*sch.get_loops(pad)[:3]))
-    if not g.plain:
-        sch.vectorize(sch.get_loops(pad)[-1])
+class _Emitter:
+    """Writes the kernel statement by statement."""
 
+    def __init__(self, w: Conv2dWorkload, g: Geometry, config: Config) -> None:
+        self.w, self.g, self.v = w, g, g.form.lanes
+        self.oc, self.oh, self.ow = (config.int(k) for k in NAMES[:3])
+        self.by_row, self.pad = config["order"] == "row", config["pad"]
+        chunk = config.int("chunk")
+        self.tile_rows, self.tile_columns = g.tiles(self.oh, self.ow)
+        if g.is_flat:
+            self.tile_columns = chunk
+        else:
+            self.tile_rows = chunk
+        self.rows = min(self.tile_rows * self.oh, g.out_height)
+        self.columns = min(self.tile_columns * self.ow, g.out_width)
+        self.tasks = ceil_div(g.units(self.oh, self.ow), chunk)
+        self.oc_tiles = ceil_div(g.out_blocks, self.oc)
 
-def _unflatten(sch: Any, w: Conv2dWorkload, reader: str) -> None:
-    """Give the buffers their rows back: the one-row view was only for the loops."""
+    def function(self) -> Any:
+        w = self.w
+        with IRBuilder() as ir, builder.prim_func(s_tir=True):
+            builder.func_name("main")
+            builder.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+            self._arguments()
+            whole = self.image.of_all() if self.pad == "root" else None
+            if self.by_row:
+                with builder.parallel(0, w.batch * self.tasks) as task:
+                    n = builder.Bind(task // self.tasks)
+                    y, x = self._origin(task % self.tasks)
+                    words = self._words(whole, n, y, x)
+                    with builder.serial(0, self.oc_tiles) as co:
+                        self._tiles(words, n, co, y, x)
+            else:
+                with builder.parallel(0, w.batch * self.oc_tiles * self.tasks) as task:
+                    n = builder.Bind(task // (self.oc_tiles * self.tasks))
+                    co = builder.Bind(task // self.tasks % self.oc_tiles)
+                    y, x = self._origin(task % self.tasks)
+                    self._tiles(self._words(whole, n, y, x), n, co, y, x)
+        return ir.get()
 
-    def rows(n: Any, c: Any, _: Any, p: Any, i: Any) -> list[Any]:
-        return [n, c, tirx.floordiv(p, w.width), tirx.floormod(p, w.width), i]
+    def _arguments(self) -> None:
+        w, g, v = self.w, self.g, self.v
+        blocks = (w.in_channels,) if g.plain else (g.in_blocks,)
+        lanes = () if g.plain else (v,)
+        shape = (w.batch, g.out_blocks, w.out_height, w.out_width, v)
+        weight = (g.out_blocks, g.group_in_blocks, *w.kernel, g.block_words, v)
 
-    sch.transform_layout(sch.get_sblock(reader), "data", rows)
-    sch.transform_layout(sch.get_sblock("out"), "out", rows)
-    if w.epilogue.residual:
-        sch.transform_layout(sch.get_sblock("out"), "residual", rows)
+        def argument(name: str, shape: tuple[int, ...]) -> Any:
+            return builder.arg(name, builder.buffer(shape, "float32"))
+
+        has = w.epilogue
+        data = argument("data", (w.batch, *blocks, w.height, w.width, *lanes))
+        weights = argument("weight", weight)
+        bias = argument("bias", (g.out_blocks, v)) if has.bias else None
+        residual = argument("residual", shape) if has.residual else None
+        out = argument("out", shape)
+        self.image = WordImage(w, g, flat(data))
+        self.weight, self.out = flat(weights), flat(out)
+        self.bias = None if bias is None else flat(bias)
+        self.residual = None if residual is None else flat(residual)
+
+    def _origin(self, task: Any) -> tuple[Any, Any]:
+        """First output row and column of a task."""
+        g = self.g
+        zero = tirx.const(0, "int32")
+        if g.is_flat:
+            return zero, builder.Bind(tirx.min(task * self.columns, g.out_width - self.columns))
+        return builder.Bind(tirx.min(task * self.rows, g.out_height - self.rows)), zero
+
+    def _words(self, whole: Any, n: Any, y: Any, x: Any) -> Words:
+        """The pixels of the task whose first output pixel is (y, x)."""
+        if self.pad == "none":
+            return self.image.direct(n, y, x)
+        if self.pad == "root":
+            return self.image.within(whole, n, y, x)
+        return self.image.of_task(n, y, x, self.rows, self.columns)
+
+    def _tiles(self, words: Words, n: Any, co: Any, y: Any, x: Any) -> None:
+        """Emit the tiles of a task for one run of output blocks."""
+        c = builder.Bind(tirx.min(co * self.oc, self.g.out_blocks - self.oc))
+        with builder.serial(0, self.tile_rows) as i:
+            down = builder.Bind(tirx.min(i * self.oh, self.rows - self.oh))
+            with builder.serial(0, self.tile_columns) as j:
+                across = builder.Bind(tirx.min(j * self.ow, self.columns - self.ow))
+                self._tile(words, n, c, y, x, down, across)
+
+    def _tile(self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any) -> None:
+        g, step = self.g, self.g.image_step
+        sums = Accumulators(self.oc * self.oh * self.ow, self.v)
+        block = (c // g.group_out_blocks) * g.group_in_blocks if g.groups > 1 else 0
+        start = builder.Bind(
+            words.start + block * words.block + down * step[0] * words.row
+            + across * step[1] * words.column
+        )  # fmt: skip
+        self._reduce(words, sums, start, c)
+        self._write(sums, n, c, y + down, x + across)
+
+    def _reduce(self, words: Words, sums: Accumulators, start: Any, c: Any) -> None:
+        """Emit the loops over input channels and kernel taps.
+
+        Where a step is short its rows are the inner loop: LLVM would unroll the columns, keep in
+        registers the pixels that they share, and spill the sums.
+        """
+        (kh, kw), (dh, dw), g, v = self.w.kernel, self.w.dilation, self.g, self.v
+        blocks, q, step = g.group_in_blocks, g.block_words, g.image_step
+        depth = blocks * kh * kw * q
+        rows = [i * step[0] * words.row for i in range(self.oh)]
+        loops = [blocks, kw, kh] if q == 1 else [blocks, kh, kw]
+        with (
+            builder.serial(0, loops[0]) as b,
+            builder.serial(0, loops[1]) as middle,
+            builder.serial(0, loops[2]) as inner,
+        ):
+            rx, ry = (middle, inner) if q == 1 else (inner, middle)
+            across = (rx % 2) * words.half + rx // 2 if g.split else rx * dw * words.column
+            data = builder.Bind(start + b * words.block + ry * dh * words.row + across)
+            at = builder.Bind((((c * blocks + b) * kh + ry) * kw + rx) * (q * v))
+
+            def weights(r: Any) -> list[Any]:
+                return [
+                    load(self.weight, at + (o * depth + r) * v, lanes=v) for o in range(self.oc)
+                ]
+
+            if q == 1 and step[1] == 1:
+                places = [(words.buffer, data + row) for row in rows]
+                multiply_rows(sums, g.form, places, self.ow, weights(0))
+            else:
+                columns = [j * step[1] * words.column for j in range(self.ow)]
+                pixels = [(words.buffer, data + (row + j)) for row in rows for j in columns]
+                multiply_block(sums, g.form, q, pixels, weights)
+
+    def _write(self, sums: Accumulators, n: Any, c: Any, y: Any, x: Any) -> None:
+        g, v = self.g, self.v
+        first = builder.Bind((((n * g.out_blocks + c) * g.out_height + y) * g.out_width + x) * v)
+        for o in range(self.oc):
+            bias = None
+            if self.bias is not None:
+                bias = builder.Bind(load(self.bias, (c + o) * v, lanes=v))
+            for i in range(self.oh):
+                for j in range(self.ow):
+                    at = first + ((o * g.out_height + i) * g.out_width + j) * v
+                    value = sums.total((o * self.oh + i) * self.ow + j)
+                    if bias is not None:
+                        value = value + bias
+                    if self.residual is not None:
+                        value = value + load(self.residual, at, lanes=v)
+                    store(self.out, clipped(value, self.w.epilogue, v), at, lanes=v)

@@ -35,8 +35,8 @@ from tvmx.targets import Target
 from tvmx.templates import (
     PARAMS,
     Constant,
+    ConvGeometry,
     DotForm,
-    Int8Geometry,
     Kernel,
     ScheduleTemplate,
     WordImage,
@@ -95,7 +95,7 @@ class Conv2dInt8(ScheduleTemplate):
         return (PLAIN if workload.in_channels < target.lanes("float32") else layout, layout)
 
     def space(self, workload: Any, target: Target) -> Space:
-        g = Int8Geometry.of(workload, dot_form(target))
+        g = ConvGeometry.of(workload, dot_form(target))
         tiles = _ranked_tiles(workload, g, target)
         pads = ["root", "task"] if g.staged else ["none"]
         return Space(
@@ -117,7 +117,7 @@ class Conv2dInt8(ScheduleTemplate):
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
-        g = Int8Geometry.of(workload, dot_form(target))
+        g = ConvGeometry.of(workload, dot_form(target))
         in_block = g.block_words * g.form.step
 
         def pack(layer: LayerConstants) -> tuple[Constant, ...]:
@@ -130,7 +130,7 @@ class Conv2dInt8(ScheduleTemplate):
         return Kernel(func=_Emitter(workload, g, config).function(), pack=pack)
 
 
-def _fits(target: Target, oc_tile: int, pixels: int, g: Int8Geometry) -> bool:
+def _fits(target: Target, oc_tile: int, pixels: int, g: ConvGeometry[DotForm]) -> bool:
     """Whether a tile's sums leave registers for its operands.
 
     Arm: half of the registers as for float tiles; less where two words of every pixel are loaded
@@ -145,7 +145,9 @@ def _fits(target: Target, oc_tile: int, pixels: int, g: Int8Geometry) -> bool:
     )
 
 
-def _ranked_tiles(w: Conv2dWorkload, g: Int8Geometry, target: Target) -> list[tuple[int, int, int]]:
+def _ranked_tiles(
+    w: Conv2dWorkload, g: ConvGeometry[DotForm], target: Target
+) -> list[tuple[int, int, int]]:
     """(oc_tile, oh_tile, ow_tile) that do not spill, best first: five per oc_tile."""
     oc_tiles = [d for d in divisors(g.group_out_blocks) if d <= MAX_OC_TILE]
     if g.groups == 1:
@@ -183,7 +185,7 @@ def _tile_cycles(
 
 
 def _default(
-    w: Conv2dWorkload, g: Int8Geometry, target: Target, tile: tuple[int, int, int]
+    w: Conv2dWorkload, g: ConvGeometry[DotForm], target: Target, tile: tuple[int, int, int]
 ) -> dict[str, int | str]:
     """Tasks of rows where the weights stay in L2 and there are enough of them, else of blocks."""
     units = g.units(*tile[1:])
@@ -197,7 +199,11 @@ def _default(
 
 
 def _chunk(
-    w: Conv2dWorkload, g: Int8Geometry, target: Target, tile: tuple[int, int, int], order: str
+    w: Conv2dWorkload,
+    g: ConvGeometry[DotForm],
+    target: Target,
+    tile: tuple[int, int, int],
+    order: str,
 ) -> int:
     """The chunk that computes fewest pixels twice, its image in L1, with work for all cores."""
     units = g.units(*tile[1:])
@@ -221,7 +227,7 @@ def _chunk(
 class _Emitter:
     """Writes the kernel statement by statement."""
 
-    def __init__(self, w: Conv2dWorkload, g: Int8Geometry, config: Config) -> None:
+    def __init__(self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config) -> None:
         self.w, self.g, self.form, self.v = w, g, g.form, g.form.lanes
         self.oc, self.oh, self.ow = (config.int(k) for k in ("oc_tile", "oh_tile", "ow_tile"))
         self.by_row, self.pad = config["order"] == "row", config["pad"]

@@ -16,6 +16,10 @@ class TestConv2dDirect(TemplateTestCase):
     random_configs = 1
 
 
+class TestConv2dWinograd(TemplateTestCase):
+    template = load_template("conv2d_winograd", schedules_dir() / "conv2d_winograd.py")
+
+
 class TestConv2dIm2col(TemplateTestCase):
     template = load_template("conv2d_im2col", schedules_dir() / "conv2d_im2col.py")
     random_configs = 1

@@ -11,13 +11,19 @@ from tvmx import _tvm
 from tvmx._resources import schedules_dir
 from tvmx.ir import Config, Conv2dWorkload, DenseWorkload, Epilogue
 from tvmx.targets import Target, load_target
-from tvmx.templates import ScheduleTemplate, load_template
+from tvmx.templates import ScheduleTemplate, _float_tile, load_template
 from tvmx.testing.templates import evaluate_template, odd_workloads
 
-NAMES = ["conv2d_direct", "conv2d_im2col", "depthwise_nchwc", "dense_packed"]
+NAMES = [
+    "conv2d_direct", "conv2d_winograd", "conv2d_im2col", "depthwise_nchwc", "dense_packed",
+]  # fmt: skip
 RELU = Epilogue(bias=True, clip_min=0.0)
 DEFAULTS = {
     "conv2d_direct": Conv2dWorkload(
+        batch=1, in_channels=64, height=28, width=28, out_channels=64, kernel=(3, 3),
+        padding=(1, 1, 1, 1), epilogue=RELU,
+    ),
+    "conv2d_winograd": Conv2dWorkload(
         batch=1, in_channels=64, height=28, width=28, out_channels=64, kernel=(3, 3),
         padding=(1, 1, 1, 1), epilogue=RELU,
     ),
@@ -52,6 +58,27 @@ def test_shorter_vectors_are_right_too(name: str, bits: int) -> None:
     cases = [w for w in odd_workloads(template.op) if template.supports(w, target) is None]
     for workload in random.Random(bits).sample(cases, min(5, len(cases))):
         assert evaluate_template(template, workload, target).relative < 1e-5, workload.describe()
+
+
+@pytest.mark.parametrize("name", ["conv2d_direct", "conv2d_winograd"])
+def test_the_form_by_lanes_is_right_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Arm multiplies by; that this machine would not choose it does not matter."""
+    monkeypatch.setattr(_float_tile, "is_x86", lambda target: False)
+    target = load_target("host").model_copy(update={"vector_bits": 128, "vector_registers": 32})
+    template = load(name)
+    cases = [w for w in odd_workloads(template.op) if template.supports(w, target) is None]
+    assert any(w.in_channels < 4 and w.strides[1] == 2 for w in cases) == (name == "conv2d_direct")
+    for workload in cases:
+        assert evaluate_template(template, workload, target).relative < 1e-5, workload.describe()
+
+
+@pytest.mark.parametrize("name", ["conv2d_direct", "conv2d_winograd"])
+def test_arm_multiplies_by_lanes(name: str) -> None:
+    template, target, workload = load(name), load_target("rpi3b+"), DEFAULTS[name]
+    text = assembly(template, workload, template.space(workload, target).default, target)
+    by_lane = len(re.findall(r"\bfmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[[0-3]\]", text))
+    assert by_lane >= 4 * 14, "one step of the reduction"
+    assert not re.search(r"\bld1r\b", text)
 
 
 @pytest.mark.parametrize("core", ["rpi3b+", "rpi4"])

@@ -27,7 +27,16 @@ from tests.simulated import board_or_skip, guest_or_skip
 from tests.test_cli_farm import interrupt, running
 from tvmx.deploy import load_bundle
 from tvmx.explore import build_bundle
-from tvmx.measure import Deadlines, DeviceAddress, Job, KernelJob, NetworkJob, RpcRunner, Runner
+from tvmx.measure import (
+    Deadlines,
+    DeviceAddress,
+    Job,
+    KernelJob,
+    NetworkJob,
+    RpcRunner,
+    Runner,
+    TimingPolicy,
+)
 from tvmx.measure import _server_functions as functions
 from tvmx.simulate import Guest, PlainEmulation, SimulatedBoard, guest_server
 from tvmx.simulate._overlay import board_root
@@ -257,6 +266,18 @@ for _ in range(3):
     print(json.dumps([time(data, out).results[0], json.loads(counters())]))
 assert (out.numpy() == 3).all()
 """
+
+
+def test_cold_caches_cost_memory_cycles(libraries: Libraries) -> None:
+    """Flushing is seen by the model: the same core cycles, and lines from memory."""
+    with board_or_skip("rpi4") as board, board.runner(arch="aarch64") as runner:
+        job = libraries.kernel("good")
+        (warm,) = runner.measure([job], TimingPolicy())
+        (cold,) = runner.measure([job], TimingPolicy().cold(4 << 20))
+    assert warm.simulated is not None and cold.simulated is not None, cold.message
+    assert cold.simulated.core_cycles == warm.simulated.core_cycles
+    assert cold.simulated.l2_misses > warm.simulated.l2_misses + 10, "1.6 KB of operands"
+    assert min(cold.latencies_us) > max(warm.latencies_us)
 
 
 def test_a_time_evaluator_sees_simulated_time(libraries: Libraries, tmp_path: Path) -> None:

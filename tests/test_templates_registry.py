@@ -49,8 +49,8 @@ def test_builtin_templates(builtin: Registry) -> None:
     names = {e.name for e in builtin.entries()}
     assert names == {
         "conv1x1_bsr", "conv1x1_bsr_nchw", "conv2d_direct", "conv2d_im2col", "conv2d_int8",
-        "dense_bsr", "dense_int8", "dense_packed", "depthwise_int8", "depthwise_nchwc",
-        "depthwise_vnni",
+        "conv2d_winograd", "dense_bsr", "dense_int8", "dense_packed", "depthwise_int8",
+        "depthwise_nchwc", "depthwise_vnni",
     }  # fmt: skip
     for entry in builtin.entries():
         assert entry.origin == "built-in"
@@ -82,8 +82,12 @@ def test_float_templates_are_not_asked_about_int8(builtin: Registry) -> None:
 
 def test_legal_is_ordered_by_priority_and_default_is_its_first(builtin: Registry) -> None:
     target = load_target("rpi4")
-    plain = [e.name for e in builtin.legal(conv(), target)]
+    plain = [e.name for e in builtin.legal(conv(kernel=(5, 5)), target)]
     assert plain == ["conv2d_direct", "conv2d_im2col"]
+    three = [e.name for e in builtin.legal(conv(), target)]
+    assert three == ["conv2d_winograd", "conv2d_direct", "conv2d_im2col"]
+    tiny = [e.name for e in builtin.legal(conv(height=4, width=4), target)]
+    assert tiny == ["conv2d_direct", "conv2d_winograd", "conv2d_im2col"], "by its model"
     depthwise = builtin.legal(conv(groups=32), target)
     assert [e.name for e in depthwise] == ["depthwise_nchwc", "conv2d_im2col"]
     assert builtin.default(conv(groups=32), target) == depthwise[0]

@@ -50,6 +50,10 @@ class Prepared(ABC):
         """Check, then time until the policy has enough."""
         self.check()
         if self.simulated is not None:  # the same again, to the last digit
+            if policy.flush_bytes:
+                with self._session.phase("run"):
+                    self.estimate_us = self._evaluate(1, 1, policy.flush_bytes)[0]
+                    self.simulated = self._session.simulated_run()
             return self.timed((self.estimate_us,))
         celsius = self._session.thermometer.read()
         number = policy.calls(self.estimate_us)

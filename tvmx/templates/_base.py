@@ -60,7 +60,7 @@ class ScheduleTemplate(ABC):
     Pure: the same workload, config and target give the same kernel. Subclasses set
     ``name`` (unique over all loaded templates), ``op`` (the workload's ``op``) and
     ``priority``: among the templates that support a workload the lowest priority is the
-    baseline's.
+    baseline's (:meth:`preference` where it depends on the workload).
 
     ``precision`` and ``sparse`` say which variants of a layer a template computes; it is never
     asked about others. A float dense template gets the workload as the network has it. An int8
@@ -82,6 +82,11 @@ class ScheduleTemplate(ABC):
     @abstractmethod
     def supports(self, workload: Any, target: Target) -> str | None:
         """None when the template can compute ``workload`` on ``target``, else why it cannot."""
+
+    def preference(self, workload: Any, target: Target) -> int:
+        """The priority for a workload that the template supports."""
+        del workload, target
+        return self.priority
 
     def sparsities(self, workload: Any, target: Target) -> tuple[str, ...]:
         """The sparsities a ``sparse`` template offers for a layer (given as float and dense)."""

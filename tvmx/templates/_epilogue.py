@@ -41,3 +41,13 @@ def kernel_arguments(
     if epilogue.residual:
         arguments.append(residual)
     return [*arguments, out]
+
+
+def clipped(value: Any, epilogue: Epilogue, lanes: int) -> Any:
+    """A vector of ``lanes`` float32, clipped as the epilogue says."""
+    from tvmx._tvm import tirx
+
+    for limit, pick in ((epilogue.clip_min, tirx.max), (epilogue.clip_max, tirx.min)):
+        if limit is not None:
+            value = pick(value, tirx.Broadcast(tirx.const(limit, "float32"), lanes))
+    return value

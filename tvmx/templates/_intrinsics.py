@@ -53,6 +53,8 @@ class DotForm:
     lanes: int
     step: int
 
+    splits = False
+
     @property
     def parts(self) -> int:
         """Partial sums of one output, neighbours in memory."""
@@ -64,7 +66,12 @@ class DotForm:
         return self.name == "smlal"
 
     @property
-    def reads_bytes(self) -> bool:
+    def word(self) -> str:
+        """Type of a word."""
+        return "int32"
+
+    @property
+    def reads_data(self) -> bool:
         """Whether words are the data as it is in memory, so that no copy is needed."""
         return self.name in ("sdot", "smlal")
 

@@ -122,7 +122,7 @@ class Registry:
         return sorted(self._entries.values(), key=lambda e: (e.op, e.template.priority, e.name))
 
     def legal(self, workload: Any, target: Target) -> list[TemplateEntry]:
-        """The float, dense templates that support ``workload`` on ``target``, by (priority, name).
+        """The float, dense templates that support ``workload``, the preferred first, then by name.
 
         ``workload`` is the layer's own, float and dense.
         """
@@ -134,7 +134,7 @@ class Registry:
                 and _exact(e.template)
                 and e.template.supports(workload, target) is None
             ),
-            key=lambda e: (e.template.priority, e.name),
+            key=lambda e: (e.template.preference(workload, target), e.name),
         )
 
     def implementations(

@@ -47,12 +47,36 @@ def max_accumulators(target: Target) -> int:
 def tile_cycles(target: Target, blocks: int, pixels: int, depth: int) -> float:
     """Modelled cycles of one tile over ``depth`` reduction steps, set-up and store included.
 
-    One multiply-add a cycle; a weight load costs a full slot (it streams from L2), a
-    broadcast half of one on x86 and a full one elsewhere. Beyond two blocks weights come
-    from more streams than small cores prefetch.
+    One multiply-add a cycle; a weight load costs a full slot (it streams from L2), a broadcast
+    half of one on x86; elsewhere one load brings the scalars of as many steps as it has lanes.
+    Beyond two blocks weights come from more streams than small cores prefetch. In-order cores
+    stall for most of a load's latency (fitted to llvm-mca's Cortex-A53).
     """
     accumulators = blocks * pixels
-    streams = 4 * max(0, blocks - 2)
-    loads = blocks + pixels / 2 if is_x86(target) else blocks + pixels + streams
-    step = max(accumulators, loads, _LATENCY_ACCUMULATORS) + loads / 8 + 1
+    if is_x86(target):
+        loads, streams = blocks + pixels / 2, 0.0
+    else:
+        loads = blocks + pixels / target.lanes("float32")
+        streams = 2.0 * max(0, blocks - 2)
+    if target.big.in_order:
+        step = max(0.5 * accumulators + 5.5 * loads, _LATENCY_ACCUMULATORS) + streams
+    else:
+        step = max(accumulators, loads + streams, _LATENCY_ACCUMULATORS) + loads / 8 + 1
     return depth * step + 3 * accumulators + 20
+
+
+def line_cycles(target: Target, working_set: float, *, scattered: bool = False) -> float:
+    """Modelled cycles to have the next cache line of data that is read again and again.
+
+    ``working_set`` is the bytes touched before the same line is read again, infinite for what is
+    read once. Caches count in part: pages fall into their sets unevenly, and other data passes
+    through. ``scattered``: from more places in turn than prefetchers follow.
+    """
+    cluster = target.big
+    if working_set <= cluster.l1d_kib * 1024 * 0.75:
+        return 0.0
+    if working_set <= cluster.l2_kib * 1024 * 0.6:
+        return 4.0
+    if is_x86(target):
+        return 20.0 if scattered else 10.0
+    return 100.0 if scattered else 20.0
