@@ -16,6 +16,8 @@ from tvmx.targets import Target
 
 # Above this many steps a reduction streams a vector axis; below, it stays in a register.
 _SHORT_REDUCTION = 64
+# Up to this many steps, such as the taps of a pool, a reduction is unrolled into a register.
+_UNROLLED_REDUCTION = 25
 
 
 def schedule_rest(mod: Any, target: Target) -> Any:
@@ -127,6 +129,9 @@ def _schedule_reduction(
         outer = [*spatial[:-1], split]
     elif len(spatial) > 1 and last > 1 and steps > _SHORT_REDUCTION:
         outer, vector = spatial[:-1], spatial[-1]
+    if steps <= _UNROLLED_REDUCTION:
+        _schedule_in_registers(sch, block, outer, reduce, vector)
+        return
     order = [*outer, *reduce] + ([vector] if vector is not None else [])
     sch.reorder(*order)
     fused = sch.fuse(*outer) if len(outer) > 1 else outer[0]
@@ -135,3 +140,21 @@ def _schedule_reduction(
         sch.vectorize(vector)
     if vector is not None:
         sch.decompose_reduction(block, reduce[0])
+
+
+def _schedule_in_registers(
+    sch: Any, block: Any, outer: list[Any], reduce: list[Any], vector: Any | None
+) -> None:
+    """Reduce in a register, in straight code for each vector (or scalar) of a row."""
+    result = sch.cache_write(block, 0, "global")  # of one vector: TVM puts it on the stack
+    sch.reorder(*outer, *reduce, *([] if vector is None else [vector]))
+    sch.reverse_compute_at(result, outer[-1])
+    # The innermost loops stay as they are: an index that is not fused takes no division.
+    tasks = max(1, len(outer) - (1 if vector is None or _extent(sch, outer[-1]) != 1 else 2))
+    sch.parallel(sch.fuse(*outer[:tasks]) if tasks > 1 else outer[0])
+    if vector is not None:
+        sch.vectorize(sch.get_loops(result)[-1])
+        sch.vectorize(vector)
+    sch.decompose_reduction(block, reduce[0])
+    for loop in reduce:
+        sch.unroll(loop)
