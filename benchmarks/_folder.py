@@ -45,6 +45,16 @@ class Folder:
         return self.path / f"{self.network}.qdq.onnx"
 
     @property
+    def ncnn(self) -> Path:
+        """What pnnx makes of the ONNX file: this with ``.param``, and with ``.bin``."""
+        return self.path / f"{self.network}.ncnn"
+
+    @property
+    def mnn(self) -> Path:
+        """What MNN's converter makes of the ONNX file."""
+        return self.path / f"{self.network}.mnn"
+
+    @property
     def run(self) -> Path:
         """The exploration's run folder."""
         return self.path / "run"

@@ -36,16 +36,6 @@ class SimFolder(Folder):
         return self.onnx
 
     @property
-    def ncnn(self) -> Path:
-        """The model for ncnn, without ``.param`` and ``.bin``."""
-        return self.path / f"{self.network}.ncnn"
-
-    @property
-    def mnn(self) -> Path:
-        """The model for MNN."""
-        return self.path / f"{self.network}.mnn"
-
-    @property
     def golden(self) -> Path:
         """The file of :meth:`load_golden`."""
         return self.path / "golden.npz"

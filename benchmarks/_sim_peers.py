@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
-from benchmarks._sim_models import SimFolder
 from tvmx.build._link import link
 from tvmx.errors import MeasureError
 from tvmx.simulate import Guest, add_wheels
@@ -34,8 +34,32 @@ def guest_wheels(guest: Guest, say: Callable[[str], None]) -> Path:
     return add_wheels(guest, wheels, say)
 
 
+class PeerFolder(Protocol):
+    """One network's files, as far as other frameworks need them."""
+
+    @property
+    def onnx(self) -> Path:
+        """What is converted."""
+
+    @property
+    def ncnn(self) -> Path:
+        """Of ncnn's two files, without their suffixes."""
+
+    @property
+    def mnn(self) -> Path:
+        """MNN's file."""
+
+    def load_golden(self) -> tuple[Mapping[str, Any], Any]:
+        """Inputs by name, and outputs."""
+
+
 def install_converters(folder: Path) -> None:
-    """The converters, by pip, in ``folder``; nothing else of this Python changes.
+    """The converters, by pip, in ``folder``. Raises MeasureError when pip fails."""
+    install_wheels(folder, _CONVERTERS)
+
+
+def install_wheels(folder: Path, wheels: Sequence[str]) -> None:
+    """Wheels by pip in ``folder``, unless it is there; nothing else of this Python changes.
 
     Raises:
         MeasureError: pip failed.
@@ -46,13 +70,13 @@ def install_converters(folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     options = ["--no-deps", "--only-binary=:all:", "--no-compile", "--target", str(partial)]
-    done, text = run([*pip(), "install", *options, *_CONVERTERS], partial / "log")
+    done, text = run([*pip(), "install", *options, *wheels], partial / "log")
     if not done:
-        raise MeasureError(f"pip could not install the converters: {said(text, ('ERROR:',))}")
+        raise MeasureError(f"pip could not install {', '.join(wheels)}: {said(text, ('ERROR:',))}")
     partial.rename(folder)
 
 
-def convert_ncnn(folder: SimFolder, converters: Path) -> None:
+def convert_ncnn(folder: PeerFolder, converters: Path) -> None:
     """Write the model for ncnn, float32 weights. Raises MeasureError."""
     wanted = [folder.ncnn.with_name(folder.ncnn.name + end) for end in (".bin", ".param")]
     if all(path.is_file() for path in wanted):
@@ -67,7 +91,7 @@ def convert_ncnn(folder: SimFolder, converters: Path) -> None:
             _keep(Path(scratch) / path.name, path)
 
 
-def convert_mnn(folder: SimFolder, converters: Path) -> None:
+def convert_mnn(folder: PeerFolder, converters: Path) -> None:
     """Write the model for MNN, float32 weights. Raises MeasureError."""
     if folder.mnn.is_file():
         return

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from benchmarks._build import build_untuned
@@ -18,6 +19,7 @@ from benchmarks._candidates import (
     vm_candidate,
 )
 from benchmarks._folder import Folder
+from benchmarks._peers import peer_candidates
 from benchmarks._quantised import INT8, plan_expectation
 from benchmarks._results import INT8_OF_THE_RANGE, Rounds
 from tvmx.errors import MeasureError
@@ -73,8 +75,11 @@ def build_ort_int8(folder: Folder) -> dict[str, int]:
     return optimised_nodes(folder.onnx_int8)
 
 
-def measure_main(folder: Folder, rounds: int, explored: bool) -> Rounds:
-    """ONNX Runtime, its int8, defaults, int8 and explored, side by side."""
+def measure_main(folder: Folder, rounds: int, explored: bool, peers: Path | None = None) -> Rounds:
+    """ONNX Runtime, its int8, defaults, int8, explored and the peers, side by side.
+
+    ``peers`` is the folder of their wheels.
+    """
     inputs, floats = folder.load_golden()
     arrays, right = list(inputs.values()), Expectation(floats)
     ort_int8 = Expectation(folder.load_expected(ORT_INT8), folder.load_limit(ORT_INT8))
@@ -86,6 +91,8 @@ def measure_main(folder: Folder, rounds: int, explored: bool) -> Rounds:
     ]
     if explored:
         candidates.append(vm_candidate(EXPLORED, folder.library(EXPLORED), arrays, right))
+    if peers is not None:
+        candidates += peer_candidates(folder, peers, arrays, right)
     return measure_rounds(candidates, floats, rounds)
 
 

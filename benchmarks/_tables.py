@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks._ort_int8 import float_layers
+from benchmarks._peers import PEERS
 from benchmarks._profile import INT8_PEAK, OpRow, Profile
 from benchmarks._quantised import INT8
 from benchmarks._results import OF_THE_RANGE, NetworkResult, Rounds, Series
@@ -44,8 +46,8 @@ def _table(title: str, *columns: str) -> Table:
 def _latency_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "ms per inference, 1 thread, median ± interquartile range",
-        "untuned TVM", "tvmx defaults", "tvmx explored", "ONNX Runtime", "tvmx int8",
-        "ONNX Runtime int8",
+        "untuned TVM", "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn", "MNN",
+        "tvmx int8", "ONNX Runtime int8",
     )  # fmt: skip
     for result in results:
         main, untuned = result.main, result.untuned
@@ -53,7 +55,7 @@ def _latency_table(results: Sequence[NetworkResult]) -> Table:
             result.network,
             _latency(untuned, UNTUNED),
             _latency(main or untuned, DEFAULTS),
-            *(_latency(main, name) for name in (EXPLORED, ORT, INT8, ORT_INT8)),
+            *(_latency(main, name) for name in (EXPLORED, ORT, *PEERS, INT8, ORT_INT8)),
         )
     return table
 
@@ -61,19 +63,38 @@ def _latency_table(results: Sequence[NetworkResult]) -> Table:
 def _ratio_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "ratios of latencies",
-        "defaults / ORT", "explored / ORT", "int8 / ORT int8", "float / int8 (tvmx)",
-        "float / int8 (ORT)", "untuned / defaults",
+        "defaults / best peer", "explored / best peer", "best peer", "defaults / ORT",
+        "int8 / ORT int8", "float / int8 (tvmx)", "float / int8 (ORT)", "untuned / defaults",
     )  # fmt: skip
-    pairs = (
-        (DEFAULTS, ORT), (EXPLORED, ORT), (INT8, ORT_INT8), (DEFAULTS, INT8), (ORT, ORT_INT8),
-    )  # fmt: skip
+    pairs = ((DEFAULTS, ORT), (INT8, ORT_INT8), (DEFAULTS, INT8), (ORT, ORT_INT8))
     for result in results:
+        best = _best_peer(result.main)
         table.add_row(
             result.network,
+            *(_ratio(result.main, name, best) for name in (DEFAULTS, EXPLORED)),
+            best,
             *(_ratio(result.main, first, second) for first, second in pairs),
             _ratio(result.untuned, UNTUNED, DEFAULTS),
         )
     return table
+
+
+def _best_peer(rounds: Rounds | None) -> str:
+    """The float peer of the smallest median."""
+    found = [s for s in rounds.series if s.name in (ORT, *PEERS)] if rounds else []
+    return min(found, key=lambda s: s.median_ms).name if found else ORT
+
+
+def _means(results: Sequence[NetworkResult]) -> list[str]:
+    """Geometric means over the networks of tvmx against the best peer of each."""
+    lines = []
+    for name in (DEFAULTS, EXPLORED):
+        ratios = [r.main.ratio(name, _best_peer(r.main)) for r in results if r.main]
+        known = [ratio for ratio in ratios if ratio is not None]
+        if known:
+            mean = statistics.geometric_mean(known)
+            lines.append(f"{name} / best peer, geometric mean of {len(known)}: {mean:.3f}")
+    return lines
 
 
 def _checked_table(results: Sequence[NetworkResult]) -> Table:
@@ -137,7 +158,7 @@ def _series(result: NetworkResult) -> list[Series]:
 
 def _notes(results: Sequence[NetworkResult]) -> list[str]:
     """What a reader of the table must know."""
-    notes = [_LEGEND]
+    notes = [*_means(results), _LEGEND]
     for result in results:
         if result.explored and result.explored.is_baseline:
             notes.append(f"{result.network}: no explored plan beat the defaults: they are both.")

@@ -1,4 +1,6 @@
-"""Whole networks, 1 thread: untuned TVM, tvmx (defaults, int8, explored), ONNX Runtime (and int8).
+"""Whole networks, 1 thread: untuned TVM, tvmx (defaults, int8, explored), and its peers.
+
+The peers are ONNX Runtime in float and int8, and OpenVINO, ncnn and MNN in float.
 
 ::
 
@@ -28,6 +30,7 @@ from benchmarks._build import build_defaults, explore_network
 from benchmarks._candidates import ONE_THREAD
 from benchmarks._folder import MOBILENETS, Folder
 from benchmarks._models import known_networks, prepare_model
+from benchmarks._peers import convert_models, install_peers
 from benchmarks._quantised import build_quantised
 from benchmarks._results import NetworkResult
 from benchmarks._stages import alone, build_ort_int8, measure_main, measure_untuned, say
@@ -51,6 +54,9 @@ def main(
     untuned_rounds: Annotated[int, typer.Option(min=1, help="Rounds with untuned TVM.")] = 2,
     skip_untuned: Annotated[bool, typer.Option("--skip-untuned", help="It takes long.")] = False,
     skip_explored: Annotated[bool, typer.Option("--skip-explored", help="Defaults only.")] = False,
+    skip_peers: Annotated[
+        bool, typer.Option("--skip-peers", help="Leave out OpenVINO, ncnn and MNN.")
+    ] = False,
     verify_mixed: Annotated[
         bool, typer.Option(help="Build and check a plan that mixes float, int8 and sparse.")
     ] = True,
@@ -70,11 +76,15 @@ def main(
             _profile(Folder(out.resolve() / _known(profile)), precision)
             return
         seconds = _seconds(budget)
+        wheels = None if skip_peers else out.resolve() / "peers"
+        if wheels is not None:
+            say("OpenVINO, ncnn and MNN by pip, unless they are there")
+            install_peers(wheels)
         results = [
             _network(
                 Folder(out.resolve() / _known(name)), None if skip_explored else seconds, rounds,
                 0 if skip_untuned else untuned_rounds, verify_mixed=verify_mixed, fresh=fresh,
-                again=again,
+                again=again, wheels=wheels,
             )
             for name in networks.split(",")
         ]  # fmt: skip
@@ -99,6 +109,7 @@ def _seconds(text: str) -> float:
 def _network(
     folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, *,
     verify_mixed: bool, fresh: bool, again: bool,
+    wheels: Path | None,
 ) -> NetworkResult:  # fmt: skip
     """Measure what is missing; every finished section is on disk before the next begins."""
     from tvmx.store import make_folder
@@ -139,14 +150,19 @@ def _network(
         if budget_s is not None:
             say(f"{folder.network}: explore, {budget_s:.0f} s")
             add(explored=alone(explore_network, folder, budget_s, False, say))
+        if wheels is not None:
+            alone(convert_models, folder, wheels)
         say(f"{folder.network}: {rounds} paired rounds")
-        add(main=alone(measure_main, folder, rounds, budget_s is not None))
+        add(main=alone(measure_main, folder, rounds, budget_s is not None, wheels))
     return result
 
 
 def _forget(folder: Folder) -> None:
     """Remove everything but what is not the benchmark's."""
-    files = (folder.result, folder.onnx, folder.model, folder.onnx_int8)
+    files = (
+        folder.result, folder.onnx, folder.model, folder.onnx_int8, folder.mnn,
+        *(folder.ncnn.with_name(folder.ncnn.name + end) for end in (".bin", ".param")),
+    )  # fmt: skip
     plans = ("defaults", "explored", "int8", "mixed")
     for path in (*files, *map(folder.library, plans), *map(folder.plan, plans)):
         path.unlink(missing_ok=True)

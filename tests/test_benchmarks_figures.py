@@ -16,6 +16,7 @@ from benchmarks._candidates import (
     verify,
 )
 from benchmarks._results import Mixed, NetworkResult, Rounds, Series
+from benchmarks._tables import _best_peer, _means
 from tvmx.errors import MeasureError
 from tvmx.testing.models import onnx_reference, residual_model
 
@@ -43,6 +44,22 @@ def test_ratios_are_paired() -> None:
 def test_spread_is_the_interquartile_range() -> None:
     assert series("a", (1.0, 2.0, 3.0, 4.0, 100.0)).spread_ms == 2.0
     assert series("a", (1.0, 4.0)).spread_ms == 3.0
+
+
+def test_the_best_peer_is_the_fastest_float_one_of_each_network() -> None:
+    """And the mean over networks is of ratios to it."""
+
+    def result(name: str, **medians: float) -> NetworkResult:
+        both = tuple(series(candidate, (ms,)) for candidate, ms in medians.items())
+        main = Rounds(series=both, load_before=0, load_after=0)
+        return NetworkResult(network=name, machine="m", versions={}, main=main)
+
+    results = [
+        result("a", defaults=2.0, onnxruntime=4.0, ncnn=1.0, **{"onnxruntime int8": 0.1}),
+        result("b", defaults=2.0, onnxruntime=1.0, ncnn=4.0),
+    ]
+    assert [_best_peer(r.main) for r in results] == ["ncnn", "onnxruntime"]
+    assert _means(results) == ["defaults / best peer, geometric mean of 2: 2.000"]
 
 
 @pytest.mark.parametrize(
