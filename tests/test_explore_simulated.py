@@ -81,5 +81,5 @@ def test_explore_export_and_run(target: str, dot: bool, tmp_path: Path) -> None:
     # the instructions are the core's
     library = load_bundle(tmp_path / "bundle").library
     int8 = any("int8" in row.best for row in result.layers)
-    assert int8, "int8 is faster on both cores"
+    assert int8 or not dot, "dot products are faster beyond any tie; without them Winograd may win"
     assert any(name == "sdot" for name, _ in instructions(library)) is dot
