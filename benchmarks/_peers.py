@@ -39,16 +39,25 @@ def convert_models(folder: Folder, wheels: Path) -> None:
     convert_mnn(folder, wheels)
 
 
+class PeerError(Exception):
+    """A peer that cannot run a network; says why."""
+
+
 def peer_candidates(
     folder: Folder, wheels: Path, inputs: Sequence[Array], expected: Expectation
-) -> list[Candidate]:
-    """One candidate for each peer, 1 thread, float32. Call it in a process of its own."""
+) -> tuple[list[Candidate], dict[str, str]]:
+    """One candidate for each peer, 1 thread, float32, and why there is none of the others.
+
+    Call it in a process of its own.
+    """
     sys.path.append(str(wheels))
-    return [
-        _openvino(folder, inputs, expected),
-        _ncnn(folder, inputs, expected),
-        _mnn(folder, inputs, expected),
-    ]
+    candidates, failed = [], {}
+    for name, load in zip(PEERS, (_openvino, _ncnn, _mnn), strict=True):
+        try:
+            candidates.append(load(folder, inputs, expected))
+        except PeerError as err:
+            failed[name] = str(err)
+    return candidates, failed
 
 
 def _openvino(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Candidate:
@@ -77,7 +86,8 @@ def _ncnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Can
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     for suffix, load in ((".param", net.load_param), (".bin", net.load_model)):
         if load(f"{folder.ncnn}{suffix}"):
-            raise RuntimeError(f"ncnn does not load {folder.ncnn}{suffix}")
+            kinds = {line.split()[0] for line in _lines(folder.ncnn) if line}
+            raise PeerError(f"it does not load what pnnx makes of it ({', '.join(sorted(kinds))})")
     # A Mat does not own the array it is made of.
     images = [ncnn.Mat(array[0]).clone() for array in inputs]
     last: list[Any] = []
@@ -92,6 +102,11 @@ def _ncnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Can
         last[:] = [mat]
 
     return Candidate(NCNN_PEER, run, lambda: [_like(expected, [np.array(last[0])[None]])], expected)
+
+
+def _lines(model: Path) -> list[str]:
+    """The layers of one of ncnn's files."""
+    return model.with_name(model.name + ".param").read_text(encoding="utf-8").splitlines()[2:]
 
 
 def _mnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Candidate:

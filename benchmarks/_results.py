@@ -64,6 +64,8 @@ class Rounds(_Record):
     series: tuple[Series, ...]
     load_before: float
     load_after: float
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Peers that cannot run the network, and why."""
 
     def get(self, name: str) -> Series | None:
         """The series of that name."""

@@ -91,9 +91,11 @@ def measure_main(folder: Folder, rounds: int, explored: bool, peers: Path | None
     ]
     if explored:
         candidates.append(vm_candidate(EXPLORED, folder.library(EXPLORED), arrays, right))
+    failed: dict[str, str] = {}
     if peers is not None:
-        candidates += peer_candidates(folder, peers, arrays, right)
-    return measure_rounds(candidates, floats, rounds)
+        found, failed = peer_candidates(folder, peers, arrays, right)
+        candidates += found
+    return measure_rounds(candidates, floats, rounds).model_copy(update={"failed": failed})
 
 
 def measure_untuned(folder: Folder, rounds: int) -> Rounds:

@@ -159,6 +159,11 @@ def _series(result: NetworkResult) -> list[Series]:
 def _notes(results: Sequence[NetworkResult]) -> list[str]:
     """What a reader of the table must know."""
     notes = [*_means(results), _LEGEND]
+    notes += [
+        f"{result.network}: no figure of {name}: {why}"
+        for result in results
+        for name, why in (result.main.failed if result.main else {}).items()
+    ]
     for result in results:
         if result.explored and result.explored.is_baseline:
             notes.append(f"{result.network}: no explored plan beat the defaults: they are both.")
