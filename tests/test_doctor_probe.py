@@ -216,3 +216,11 @@ def test_predicted_fma_is_exact_to_one_rounding() -> None:
         want = (want.astype(np.float64) * (1 + 2.0**-13)).astype(np.float32)
     got = predict_fma(buffer, steps=50, seeds=(1 << 14) - 1, factor=2.0**-13)
     np.testing.assert_array_equal(got.view(np.float32), want)
+
+
+def test_its_files_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    probe = build_probe(load_target("host"), Path("run"))
+    assert (probe.path.parent, probe.examples.parent) == (tmp_path / "run", tmp_path / "run")

@@ -89,7 +89,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     out = folder / "run"
     command = [
         *CLI, "explore", str(model), "--target", "host", "--trials", "12", "--data", str(data),
-        "--schedules", str(EXAMPLE), "--out", str(out), "--json",
+        "--schedules", str(EXAMPLE), "--out", os.path.relpath(out), "--json",
     ]  # fmt: skip
     children, gone = start_and_kill(command, out / "journal.jsonl", 10)
     journal = (out / "journal.jsonl").read_bytes()
@@ -126,7 +126,7 @@ def test_the_continued_run_did_what_was_asked(killed: Killed) -> None:
     result = killed.result
     assert result["measurements"] == 12
     assert result["failures"] == 0
-    assert Path(result["run"]) == killed.run
+    assert Path(result["run"]).resolve() == killed.run.resolve()
     baseline, best = (result["candidates"][result[k]] for k in ("baseline", "best"))
     assert baseline["name"] == "baseline"
     assert best["ratio"] <= 1.0

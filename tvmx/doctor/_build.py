@@ -31,6 +31,7 @@ def build_probe(target: Target, folder: Path) -> ProbeLibrary:
     """
     from tvmx import _tvm
 
+    folder = folder.resolve()  # the processes that send the files work in other folders
     folder.mkdir(parents=True, exist_ok=True)
     functions: list[Any] = [
         kernels.fma_kernel(target),
