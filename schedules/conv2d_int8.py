@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tvmx._tvm import IRBuilder, builder, tirx
+from tvmx._tvm import builder, tirx
 from tvmx.ir import PLAIN, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
@@ -36,6 +36,7 @@ from tvmx.templates import (
     PARAMS,
     Constant,
     ConvGeometry,
+    DirectEmitter,
     DotForm,
     Kernel,
     ScheduleTemplate,
@@ -224,45 +225,12 @@ def _chunk(
     return min(fitting, key=lambda c: (ceil_div(units, c) * (c + TASK_UNITS), -c))
 
 
-class _Emitter:
-    """Writes the kernel statement by statement."""
+class _Emitter(DirectEmitter):
+    """The int8 tile and what is around it."""
 
     def __init__(self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config) -> None:
-        self.w, self.g, self.form, self.v = w, g, g.form, g.form.lanes
-        self.oc, self.oh, self.ow = (config.int(k) for k in ("oc_tile", "oh_tile", "ow_tile"))
-        self.by_row, self.pad = config["order"] == "row", config["pad"]
-        chunk = config.int("chunk")
-        self.tile_rows, self.tile_columns = g.tiles(self.oh, self.ow)
-        if g.is_flat:
-            self.tile_columns = chunk
-        else:
-            self.tile_rows = chunk
-        self.rows = min(self.tile_rows * self.oh, g.out_height)
-        self.columns = min(self.tile_columns * self.ow, g.out_width)
-        self.tasks = ceil_div(g.units(self.oh, self.ow), chunk)
-
-    def function(self) -> Any:
-        w, g = self.w, self.g
-        oc_tiles = ceil_div(g.out_blocks, self.oc)
-        with IRBuilder() as ir, builder.prim_func(s_tir=True):
-            builder.func_name("main")
-            builder.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-            self._arguments()
-            whole = self.image.of_all() if self.pad == "root" else None
-            if self.by_row:
-                with builder.parallel(0, w.batch * self.tasks) as task:
-                    n = builder.Bind(task // self.tasks)
-                    y, x = self._origin(task % self.tasks)
-                    words = self._words(whole, n, y, x)
-                    with builder.serial(0, oc_tiles) as co:
-                        self._tiles(words, n, co, y, x)
-            else:
-                with builder.parallel(0, w.batch * oc_tiles * self.tasks) as task:
-                    n = builder.Bind(task // (oc_tiles * self.tasks))
-                    co = builder.Bind(task // self.tasks % oc_tiles)
-                    y, x = self._origin(task % self.tasks)
-                    self._tiles(self._words(whole, n, y, x), n, co, y, x)
-        return ir.get()
+        super().__init__(w, g, config)
+        self.form = g.form
 
     def _arguments(self) -> None:
         w, g, v = self.w, self.g, self.v
@@ -284,33 +252,6 @@ class _Emitter:
         self.image = WordImage(w, g, flat(data), self.params)
         self.weight, self.out = flat(weights), flat(out)
         self.residual = None if residual is None else flat(residual)
-
-    def _origin(self, task: Any) -> tuple[Any, Any]:
-        """First output row and column of a task."""
-        g = self.g
-        zero = tirx.const(0, "int32")
-        if g.is_flat:
-            return zero, builder.Bind(tirx.min(task * self.columns, g.out_width - self.columns))
-        return builder.Bind(tirx.min(task * self.rows, g.out_height - self.rows)), zero
-
-    def _words(self, whole: Any, n: Any, y: Any, x: Any) -> Words:
-        """The words of the task whose first output pixel is (y, x)."""
-        if self.pad == "none":
-            return self.image.direct(n, y, x)
-        if self.pad == "root":
-            return self.image.within(whole, n, y, x)
-        return self.image.of_task(n, y, x, self.rows, self.columns)
-
-    # tiles
-
-    def _tiles(self, words: Words, n: Any, co: Any, y: Any, x: Any) -> None:
-        """Emit the tiles of a task for one run of output blocks."""
-        c = builder.Bind(tirx.min(co * self.oc, self.g.out_blocks - self.oc))
-        with builder.serial(0, self.tile_rows) as i:
-            down = builder.Bind(tirx.min(i * self.oh, self.rows - self.oh))
-            with builder.serial(0, self.tile_columns) as j:
-                across = builder.Bind(tirx.min(j * self.ow, self.columns - self.ow))
-                self._tile(words, n, c, y, x, down, across)
 
     def _tile(self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any) -> None:
         g, v, parts = self.g, self.v, self.form.parts

@@ -19,6 +19,7 @@ from tvmx.templates._block_sparse import (
     store,
     sum_pixels,
 )
+from tvmx.templates._direct import DirectEmitter
 from tvmx.templates._epilogue import apply_epilogue, clipped, kernel_arguments
 from tvmx.templates._float_tile import FloatForm, float_form, multiply_block, multiply_rows
 from tvmx.templates._image import ConvGeometry, WordImage, Words, runs
@@ -66,6 +67,7 @@ __all__ = [
     "Array",
     "Constant",
     "ConvGeometry",
+    "DirectEmitter",
     "DotForm",
     "FloatForm",
     "Kernel",
