@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tune_spaces import CONV, DENSE, TARGET, conv_space, kernel_us, small_space
+from tests.tune_spaces import (
+    CONV,
+    DENSE,
+    TARGET,
+    conv_space,
+    kernel_features,
+    kernel_us,
+    small_space,
+    tile_features,
+)
 from tvmx.errors import IllegalConfigError, MeasureError, UsageError
 from tvmx.ir import Config, Space
-from tvmx.tune import KnobTuner, TunerParameters
+from tvmx.tune import KnobTuner, Ranker, TunerParameters
 
 
 def tuner(space: Space, seed: int = 0, **parameters: float) -> KnobTuner:
@@ -22,10 +31,17 @@ def tuner(space: Space, seed: int = 0, **parameters: float) -> KnobTuner:
     )  # fmt: skip
 
 
+def proposals(tuned: KnobTuner, size: int) -> list[Config]:
+    """What is proposed once the shortlist is described."""
+    for config in tuned.shortlist(size):
+        tuned.describe(config, kernel_features(config))
+    return tuned.propose(size)
+
+
 def run(tuned: KnobTuner, batches: int, size: int = 8) -> list[Config]:
     proposed: list[Config] = []
     for _ in range(batches):
-        for config in tuned.propose(size):
+        for config in proposals(tuned, size):
             proposed.append(config)
             tuned.observe(config, kernel_us(config))
     return proposed
@@ -41,9 +57,11 @@ def test_default_comes_first() -> None:
 @given(st.integers(0, 1000), st.lists(st.integers(0, 7), max_size=8), st.integers(1, 30))
 def test_never_repeats_and_covers_the_space(seed: int, sizes: list[int], points: int) -> None:
     space = small_space(points)
-    tuned = tuner(space, seed, warmup=4)
+    tuned = tuner(space, seed, first=4)
     seen: list[Config] = []
     for i, size in enumerate([*sizes, points, points]):
+        for config in tuned.shortlist(size):
+            tuned.describe(config, tile_features(config) if config.int("tile") % 7 else None)
         batch = tuned.propose(size)
         assert len(batch) == min(size, points - len(seen))
         seen += batch
@@ -55,7 +73,7 @@ def test_never_repeats_and_covers_the_space(seed: int, sizes: list[int], points:
     assert tuned.exhausted and tuned.propose(5) == []
 
 
-def test_warmup_spreads_over_the_space() -> None:
+def test_what_is_not_described_is_proposed_by_spread() -> None:
     space = Space({"a": list(range(16)), "b": list(range(16))}, {"a": 0, "b": 0})
     chosen = tuner(space).propose(9)
     gaps = [
@@ -109,9 +127,11 @@ def test_replayed_observations_continue_the_run(cut: int) -> None:
     whole = tuner(conv_space(), seed=5)
     records = run(whole, 6)
     resumed = tuner(conv_space(), seed=5)
-    for config in records:
-        resumed.observe(config, kernel_us(config))
-    assert resumed.propose(8) == whole.propose(8)
+    for start in range(0, len(records), 8):
+        assert proposals(resumed, 8) == records[start : start + 8]
+        for config in records[start : start + 8]:
+            resumed.observe(config, kernel_us(config))
+    assert proposals(resumed, 8) == proposals(whole, 8)
     assert resumed.best() == whole.best() and resumed.history() == whole.history()
     torn = tuner(conv_space(), seed=5)  # killed in the middle of a batch
     for config in records[:cut]:
@@ -159,9 +179,55 @@ def test_beats_random_at_equal_measurements() -> None:
     assert sum(t < r for t, r in zip(tuner_gap, random_gap, strict=True)) >= 5
 
 
+def test_equal_kernels_are_proposed_once_while_there_are_others() -> None:
+    space = small_space(30)
+    tuned = tuner(space)
+    for config in tuned.shortlist(8):
+        tuned.describe(config, {"half": float(config.int("tile") // 2), "cycles": 0.0})
+    halves = [config.int("tile") // 2 for config in tuned.propose(12)]
+    assert len(set(halves)) == len(halves)
+
+
+def test_a_shortlist_is_made_of_neighbours_and_a_spread_and_never_repeats() -> None:
+    space = conv_space()
+    tuned = tuner(space)
+    first = tuned.shortlist(8)
+    assert first[0] == space.default and len(set(first)) == len(first) == 48
+    close = [c for c in first if sum(c[k] != space.default[k] for k in c) == 1]
+    assert len(close) >= 12
+    for config in first:
+        tuned.describe(config, kernel_features(config))
+    for config in tuned.propose(8):
+        tuned.observe(config, kernel_us(config))
+    assert not set(tuned.shortlist(8)) & set(first)
+
+
+def test_what_the_ranker_learned_elsewhere_saves_measurements() -> None:
+    """Of another workload, twice as slow, whose kernels compare as this one's do."""
+    space = conv_space()
+    optimum = min(us for c in space.points() if (us := kernel_us(c)) is not None)
+
+    def best_of_first_batch(seed: int, *, taught: bool) -> float:
+        ranker = Ranker(seed)
+        for config in random.Random(seed).sample(space.points(), 120) if taught else []:
+            us = kernel_us(config)
+            ranker.learn("other", kernel_features(config), None if us is None else 2 * us)
+        subject = KnobTuner(space, CONV, "direct", TARGET, seed, ranker=ranker)
+        run(subject, 1)
+        found = subject.best()
+        assert found is not None
+        return found[1] / optimum
+
+    cold = [best_of_first_batch(seed, taught=False) for seed in range(7)]
+    warm = [best_of_first_batch(seed, taught=True) for seed in range(7)]
+    assert statistics.median(warm) - 1 < 0.5 * (statistics.median(cold) - 1)
+
+
 def test_dense_workload_and_single_knob() -> None:
-    tuned = KnobTuner(small_space(30), DENSE, "dense", TARGET, parameters=TunerParameters(warmup=4))
+    tuned = KnobTuner(small_space(30), DENSE, "dense", TARGET)
     for _ in range(4):
+        for config in tuned.shortlist(4):
+            tuned.describe(config, tile_features(config))
         for config in tuned.propose(4):
             tuned.observe(config, 5.0 + abs(config.int("tile") - 20))
     found = tuned.best()
@@ -178,6 +244,6 @@ def test_refusals() -> None:
     with pytest.raises(UsageError):
         tuned.propose(-1)
     with pytest.raises(UsageError):
-        TunerParameters(warmup=0)
+        TunerParameters(first=0)
     with pytest.raises(UsageError):
         TunerParameters(epsilon=2)

@@ -50,3 +50,24 @@ def kernel_us(config: Config) -> float | None:
     unroll = (0.93 if ic <= 16 else 1.1) if config["unroll"] else 1.0
     order = {"oc": 1.0, "oh": 0.97, "ow": 1.12}[str(config["order"])]
     return CONV.macs / 6000 * cycles * spills * ragged * cache * unroll * order
+
+
+def kernel_features(config: Config) -> dict[str, float]:
+    """What a loop nest of that kernel would show; the cycles are a rough model of it."""
+    oc, ow, ic = (config.int(name) for name in ("oc", "ow", "ic"))
+    loads = 1 / oc + 1 / ow
+    return {
+        "loads": loads,
+        "registers": float(oc * ow + oc + 1),
+        "working_set": math.log2(ic * oc * 144),
+        "waste": math.log2(math.ceil(24 / oc) * oc / 24 * math.ceil(28 / ow) * ow / 28),
+        "depth": float(ic),
+        "unrolled": float(bool(config["unroll"])),
+        "order": {"oc": 0.0, "oh": 1.0, "ow": 2.0}[str(config["order"])],
+        "cycles": math.log2(max(oc * ow / 2, oc + ow / 2) / (oc * ow)),
+    }
+
+
+def tile_features(config: Config) -> dict[str, float]:
+    """Features of :func:`small_space`."""
+    return {"tile": float(config.int("tile")), "cycles": 0.0}

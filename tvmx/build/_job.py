@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,9 @@ class KernelBuild:
     """One kernel to build, as data: the worker loads the template from its file.
 
     ``workload``, ``config`` and ``target`` are JSON (:meth:`of` makes them). The library goes
-    to ``folder``, under a name that depends on the whole job, and exports ``symbol``.
+    to ``folder``, under a name that depends on the whole job, and exports ``symbol``. With
+    ``describe_only`` the kernel is scheduled and described, but not compiled: tens of
+    milliseconds; such jobs are done before all others.
     """
 
     workload: str
@@ -38,6 +41,7 @@ class KernelBuild:
     target: str
     folder: str
     symbol: str = SYMBOL
+    describe_only: bool = False
 
     @classmethod
     def of(
@@ -87,17 +91,20 @@ class BuildResult:
     With ``error`` None: ``library`` is a shared library; ``digest`` the SHA-256 of its object
     code (equal digests are equal binaries, to be measured once); ``arguments`` the
     (shape, dtype) of every buffer of the kernel in order; ``scratch_bytes`` what the kernel
-    allocates itself while it runs. ``seconds`` is the time the worker spent.
+    allocates itself while it runs. ``seconds`` is the time the worker spent. Of a job that is
+    ``describe_only`` there is but ``features``, those of the loop nest
+    (:func:`tvmx.build.nest_features`).
     """
 
     library: Path | None = None
     digest: str = ""
     arguments: tuple[tuple[tuple[int, ...], str], ...] = ()
     scratch_bytes: int = 0
+    features: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     error: BuildFailure | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether there is a library."""
+        """Whether the job was done."""
         return self.error is None

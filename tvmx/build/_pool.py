@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import multiprocessing
 import threading
 from collections.abc import Iterable, Iterator
@@ -47,11 +49,17 @@ class BuildPool:
         self._lock = threading.Lock()
         self._closed = False
         self._pending: dict[Future[BuildResult], KernelBuild] = {}
+        self._waiting: list[tuple[bool, int, KernelBuild, Future[BuildResult]]] = []
+        self._numbers = itertools.count()
+        self._started = 0  # jobs that pebble has: one a worker, so that what waits can be ordered
         self._pool = self._new_pool()
         threading.Thread(target=self._warm, args=(self._pool,), daemon=True).start()
 
     def submit(self, job: KernelBuild) -> Future[BuildResult]:
-        """Queue one job. The future's result is a BuildResult in every case; it never raises."""
+        """Queue one job; those that only describe go first.
+
+        The future's result is a BuildResult in every case; it never raises.
+        """
         outer: Future[BuildResult] = Future()
         outer.set_running_or_notify_cancel()
         with self._lock:
@@ -59,7 +67,8 @@ class BuildPool:
                 outer.set_result(_failure("cancelled", job, "the build pool is closed"))
                 return outer
             self._pending[outer] = job
-        self._schedule(job, outer, retries=_CHECK_POOL_AFTER_DEATH)
+            heapq.heappush(self._waiting, (not job.describe_only, next(self._numbers), job, outer))
+        self._start_waiting()
         return outer
 
     def build(self, jobs: Iterable[KernelBuild]) -> Iterator[tuple[int, BuildResult]]:
@@ -105,6 +114,15 @@ class BuildPool:
         except RuntimeError:
             # Closed meanwhile: nothing to warm.
             return
+
+    def _start_waiting(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed or not self._waiting or self._started >= self.workers:
+                    return
+                *_, job, outer = heapq.heappop(self._waiting)
+                self._started += 1
+            self._schedule(job, outer, retries=_CHECK_POOL_AFTER_DEATH)
 
     def _schedule(self, job: KernelBuild, outer: Future[BuildResult], retries: int) -> None:
         pool = self._pool
@@ -168,7 +186,9 @@ class BuildPool:
         with self._lock:
             if self._pending.pop(outer, None) is None:
                 return
+            self._started -= 1
         outer.set_result(result)
+        self._start_waiting()
 
 
 def _discard(pool: ProcessPool) -> None:

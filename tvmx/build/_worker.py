@@ -18,6 +18,7 @@ from tvmx import _tvm
 from tvmx.build._job import BuildFailure, BuildResult, FailureKind, KernelBuild
 from tvmx.build._link import link
 from tvmx.build._memory import scratch_bytes
+from tvmx.build._nest_features import nest_features
 from tvmx.errors import BuildError, IllegalConfigError, LinkerError, TemplateError
 from tvmx.ir import Config, workload_from_json
 from tvmx.targets import Target
@@ -48,10 +49,10 @@ def ready() -> int:
 
 
 def build_kernel(job: KernelBuild) -> BuildResult:
-    """Build one kernel. Every exception becomes a failure in the result."""
+    """Build or describe one kernel. Every exception becomes a failure in the result."""
     start = time.perf_counter()
     try:
-        return _build(job, start)
+        return _describe(job, start) if job.describe_only else _build(job, start)
     except IllegalConfigError as err:
         return _failed("illegal", job, err, start)
     except TemplateError as err:
@@ -70,7 +71,9 @@ class _TemplateCodeError(Exception):
 
 def _build(job: KernelBuild, start: float) -> BuildResult:
     target = Target.model_validate_json(job.target)
-    func = _schedule(job, target).with_attr("global_symbol", job.symbol)
+    func = _schedule(job, target)
+    features = _features(job, func, target)
+    func = func.with_attr("global_symbol", job.symbol)
     module = _tvm.tvm.IRModule({job.symbol: func})
     scratch = scratch_bytes(module, target)[job.symbol]
     library = job.library
@@ -85,8 +88,20 @@ def _build(job: KernelBuild, start: float) -> BuildResult:
         digest=digest,
         arguments=_arguments(func),
         scratch_bytes=scratch,
+        features=features,
         seconds=time.perf_counter() - start,
     )
+
+
+def _describe(job: KernelBuild, start: float) -> BuildResult:
+    target = Target.model_validate_json(job.target)
+    features = _features(job, _schedule(job, target), target)
+    return BuildResult(features=features, seconds=time.perf_counter() - start)
+
+
+def _features(job: KernelBuild, func: Any, target: Target) -> dict[str, float]:
+    workload = workload_from_json(job.workload)
+    return nest_features(func, workload.macs, workload.dtype, target)
 
 
 def _schedule(job: KernelBuild, target: Target) -> Any:

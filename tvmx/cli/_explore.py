@@ -157,6 +157,15 @@ def explore_model(
         ),
     ] = False,
     schedules: Schedules = None,
+    learn_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--learn-from",
+            metavar="RUN",
+            help="Earlier run on the same target, of any model, whose measurements the knob tuner "
+            "starts from. May be repeated.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of every choice.")] = 0,
     out: Annotated[
         Path | None,
@@ -213,6 +222,7 @@ def explore_model(
         objective=objective.value,
         manners=manners,
         schedules=folders,
+        learn_from=tuple(learn_from or ()),
         seed=seed,
         fresh=fresh,
     )

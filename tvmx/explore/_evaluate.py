@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,13 +55,20 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """A candidate on its way. ``known`` is its journalled measurement, if there is one."""
+    """A candidate on its way. ``known`` is its journalled record, if there is one."""
 
     task: Task
     config: Config
     key: MeasurementKey
-    known: Measurement | None = None
+    known: MeasurementRecord | None = None
     build: Future[BuildResult] | None = None
+
+    def features(self) -> Mapping[str, float] | None:
+        """What describes its kernel, once it is built; None where it was not."""
+        if self.known is not None:
+            return self.known.features
+        assert self.build is not None
+        return self.build.result().features or None
 
 
 class KernelEvaluator:
@@ -87,11 +94,15 @@ class KernelEvaluator:
     def submit(self, task: Task, config: Config) -> Pending:
         """Start building, unless the journal has the answer already."""
         key = self.key(task, config)
-        known = self.recall(key)
+        known = self._journal.lookup(key)
         if known is not None:
             return Pending(task, config, key, known=known)
         build = self._pool.submit(self._build_job(task, config))
         return Pending(task, config, key, build=build)
+
+    def describe(self, task: Task, config: Config) -> Future[BuildResult]:
+        """Start describing a candidate's kernel, before all that is being built."""
+        return self._pool.submit(replace(self._build_job(task, config), describe_only=True))
 
     def key(self, task: Task, config: Config) -> MeasurementKey:
         """The journal key of a candidate."""
@@ -111,7 +122,10 @@ class KernelEvaluator:
         Raises:
             DeviceError: the device failed again and again; nothing measured is lost.
         """
-        results: list[Measurement | None] = [pending.known for pending in batch]
+        results: list[Measurement | None] = [
+            None if p.known is None else Measurement.model_validate(p.known.measurement)
+            for p in batch
+        ]
         self.recalled += sum(r is not None for r in results)
         jobs: list[tuple[int, KernelJob, str]] = []
         for index, pending in enumerate(batch):
@@ -123,7 +137,7 @@ class KernelEvaluator:
                 continue
             twin = self._binaries.get((pending.task.variant.digest, built.digest))
             if twin is not None:
-                results[index] = self._record(pending.key, twin)
+                results[index] = self._record(pending.key, twin, built.features)
             else:
                 assert built.library is not None
                 jobs.append((index, self._job(pending, built.library), built.digest))
@@ -211,7 +225,7 @@ class KernelEvaluator:
             pending = batch[index]
             if measurement.ok:
                 self._binaries[pending.task.variant.digest, digest] = measurement
-            results[index] = self._record(pending.key, measurement)
+            results[index] = self._record(pending.key, measurement, pending.features())
             self.measured += 1
 
         self._on_device([job for _, job, _ in jobs], self.policy, journal)
@@ -246,12 +260,18 @@ class KernelEvaluator:
             hint="`tvmx devices` shows what is registered; the same command continues the run",
         )
 
-    def _record(self, key: MeasurementKey, measurement: Measurement) -> Measurement:
+    def _record(
+        self,
+        key: MeasurementKey,
+        measurement: Measurement,
+        features: Mapping[str, float] | None = None,
+    ) -> Measurement:
         self._journal.append(
             MeasurementRecord(
-                key=key, measurement=measurement.model_dump(mode="json"), timestamp=time.time()
+                key=key, measurement=measurement.model_dump(mode="json"), timestamp=time.time(),
+                features=dict(features) if features else None,
             )
-        )
+        )  # fmt: skip
         self.failed += not measurement.ok
         return measurement
 

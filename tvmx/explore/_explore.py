@@ -27,6 +27,7 @@ from tvmx.explore._devices import (
 from tvmx.explore._dominance import Worth, undominated
 from tvmx.explore._evaluate import KernelEvaluator, kernel_policy
 from tvmx.explore._golden import save_golden
+from tvmx.explore._lessons import lessons
 from tvmx.explore._outcome import Outcome
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import ExploreRequest, ExploreResult, Progress, Silent
@@ -86,6 +87,7 @@ class _Exploration:
             exact=request.data is None,
         )  # fmt: skip
         self.layers = self.context.covered
+        self.lessons = lessons(request.learn_from, self.context.target_key, request.manners)
         self.metric = load_metric(request.metric) if request.metric else DEFAULT_METRIC
         self.data = self._load_data()
         with Run.open(request.out, self._settings(), fresh=request.fresh) as self.folder:
@@ -268,7 +270,7 @@ class _Exploration:
             tasks=self.context.tasks(options),
             uses=dict(Counter(layer.workload.digest for layer in self.layers)),
             evaluator=self.evaluator, budget=self.budget, target=self.context.target,
-            seed=self.request.seed, on_batch=self._tuned,
+            seed=self.request.seed, on_batch=self._tuned, taught=self.lessons,
         )  # fmt: skip
 
     def _undominated(self, options: Options, tuning: KernelTuning) -> Options:
@@ -287,6 +289,8 @@ class _Exploration:
 
     def _tune(self, tuning: KernelTuning, options: Options) -> None:
         self.progress.stage("tune")
+        if self.lessons:
+            self.progress.message(f"learned from {len(self.lessons)} kernels of earlier runs")
         wanted = {
             (layer.workload.digest, implementation)
             for layer in self.layers for implementation in options[layer.index]

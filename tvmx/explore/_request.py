@@ -22,7 +22,8 @@ class ExploreRequest:
     budget is 600 s. ``max_accuracy_drop`` is in percentage points of ``metric``
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
     ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found.
-    ``manners`` say how the devices are used: cores, deadlines, patience.
+    ``manners`` say how the devices are used: cores, deadlines, patience. ``learn_from`` are
+    folders of earlier runs that the knob tuner starts from.
     """
 
     model: Path
@@ -41,6 +42,7 @@ class ExploreRequest:
     objective: Objective = "latency"
     manners: Manners = field(default_factory=Manners)
     schedules: tuple[Path, ...] = ()
+    learn_from: tuple[Path, ...] = ()
     seed: int = 0
     fresh: bool = False
 

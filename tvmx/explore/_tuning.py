@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from tvmx.build import BuildResult
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
 from tvmx.ir import Config
 from tvmx.measure import Measurement, compare_measured
+from tvmx.store import MeasurementRecord
 from tvmx.targets import Target
-from tvmx.tune import BudgetAllocator, KnobTuner, TuningState
+from tvmx.tune import BudgetAllocator, KnobTuner, Ranker, TuningState
 
 _BATCH = 8
 _BATCHES_AHEAD = 2
@@ -32,7 +35,7 @@ def noise(measurement: Measurement) -> tuple[float, float]:
 class Tuned:
     """A task with its tuner and what was found. Latencies in us; None where it failed.
 
-    ``noise_us`` encloses the true ``best_us``.
+    ``noise_us`` encloses the true ``best_us``; ``coming`` are descriptions asked for.
     """
 
     task: Task
@@ -44,10 +47,15 @@ class Tuned:
     idle: bool = False  # nothing left to propose
     observed: dict[Config, float] = field(default_factory=dict)
     noise_us: tuple[float, float] | None = None  # encloses best_us
+    coming: list[tuple[Config, Future[BuildResult]]] = field(default_factory=list)
 
-    def observe(self, config: Config, measurement: Measurement) -> None:
-        """Learn one measurement."""
+    def observe(
+        self, config: Config, measurement: Measurement, features: Mapping[str, float] | None
+    ) -> None:
+        """Learn one measurement; ``features`` describe the kernel."""
         us = measurement.median_us if measurement.ok else None
+        if features is not None:
+            self.tuner.describe(config, features)
         self.tuner.observe(config, us)
         if self.trials == 0:
             self.default_us = us
@@ -78,7 +86,8 @@ class KernelTuning:
     """Runs the tuning of all tasks of a network.
 
     ``uses`` counts the layers of each workload digest. ``on_batch`` is called after each
-    batch. The order of measurements depends only on the seed and on what was measured.
+    batch. ``taught`` are records of other runs that the ranker starts from. The order of
+    measurements depends only on the seed, on these, and on what was measured.
     """
 
     tasks: Sequence[Task]
@@ -88,15 +97,23 @@ class KernelTuning:
     target: Target
     seed: int
     on_batch: Callable[[KernelTuning], None]
+    taught: Sequence[MeasurementRecord] = ()
 
     def __post_init__(self) -> None:
+        ranker = Ranker(self.seed)
+        for record in self.taught:
+            if record.features is not None:
+                measurement = Measurement.model_validate(record.measurement)
+                us = measurement.median_us if measurement.ok else None
+                ranker.learn(record.key.workload, record.features, us)
         self.tuned = [
             Tuned(t, KnobTuner(t.entry.template.space(t.variant, self.target), t.variant,
-                               t.entry.name, self.target, seed=self.seed))
+                               t.entry.name, self.target, seed=self.seed, ranker=ranker))
             for t in self.tasks
         ]  # fmt: skip
         self.trials = 0
         self._started = 0
+        self._ahead: Tuned | None = None
         self._allocator = BudgetAllocator()
 
     def defaults(self) -> None:
@@ -112,6 +129,7 @@ class KernelTuning:
         """Tune the knobs of ``tasks`` until the budget is used up or nothing is left."""
         for tuned in self.tuned:
             tuned.idle = tuned.task not in tasks
+        self._ahead = None
         self._pipeline(self._next_batch)
 
     def retime(self) -> None:
@@ -173,15 +191,36 @@ class KernelTuning:
         self._pipeline(batch)
 
     def _next_batch(self) -> list[tuple[Tuned, Config]]:
+        """The next batch, and the descriptions for the one behind it on their way.
+
+        They are asked for a batch early, so that nobody waits for them.
+        """
         while not self.budget.tuning_over(self._started):
-            tuned = self._pick()
+            if self._ahead is None:
+                self._ahead = self._pick()
+                self._describe(self._ahead)
+            tuned = self._ahead
             if tuned is None:
                 return []
+            for config, description in tuned.coming:
+                tuned.tuner.describe(config, description.result().features or None)
+            tuned.coming.clear()
             configs = tuned.tuner.propose(self.budget.room(self._started, _BATCH))
+            if not configs:
+                tuned.idle = True
+            self._ahead = self._pick()
+            self._describe(self._ahead)
             if configs:
                 return [(tuned, config) for config in configs]
-            tuned.idle = True
         return []
+
+    def _describe(self, tuned: Tuned | None) -> None:
+        """Start describing what the next proposals of a task are chosen from."""
+        if tuned is not None:
+            tuned.coming = [
+                (config, self.evaluator.describe(tuned.task, config))
+                for config in tuned.tuner.shortlist(_BATCH)
+            ]
 
     def _pick(self) -> Tuned | None:
         """The task whose tuning promises most for the network's latency."""
@@ -215,6 +254,6 @@ class KernelTuning:
             done = flying.popleft()
             results = self.evaluator.finish([pending for _, pending in done])
             for (tuned, pending), measurement in zip(done, results, strict=True):
-                tuned.observe(pending.config, measurement)
+                tuned.observe(pending.config, measurement, pending.features())
                 self.trials += 1
             self.on_batch(self)

@@ -68,7 +68,8 @@ class MeasurementRecord(BaseModel):
     """One line of the journal.
 
     ``measurement`` is ``tvmx.measure.Measurement.model_dump(mode="json")``: plain JSON
-    values; ``timestamp`` seconds since the epoch.
+    values; ``timestamp`` seconds since the epoch. ``features`` describe the kernel's loop nest
+    (``tvmx.build.nest_features``), so that later runs on other networks can learn from it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class MeasurementRecord(BaseModel):
     key: MeasurementKey
     measurement: dict[str, Any]
     timestamp: float
+    features: dict[str, float] | None = None
 
     def line(self) -> str:
         """Canonical JSON without a newline: equal records have equal lines."""

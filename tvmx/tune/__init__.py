@@ -2,9 +2,10 @@
 
 from tvmx.tune._allocate import BudgetAllocator, TuningState
 from tvmx.tune._features import FeatureTable, config_features
+from tvmx.tune._ranker import Ranker
 from tvmx.tune._tuner import KnobTuner, TunerParameters
 
 __all__ = [
-    "BudgetAllocator", "FeatureTable", "KnobTuner", "TunerParameters", "TuningState",
+    "BudgetAllocator", "FeatureTable", "KnobTuner", "Ranker", "TunerParameters", "TuningState",
     "config_features",
 ]  # fmt: skip

@@ -23,6 +23,14 @@ def unit_points(space: Space) -> npt.NDArray[np.float32]:
     return np.array(rows, np.float32).reshape(len(rows), len(index))
 
 
+def neighbours(points: npt.NDArray[np.float32], point: int) -> list[int]:
+    """Points that differ from ``point`` in one knob, those of the nearest values first."""
+    gaps = np.abs(points - points[point])
+    one = np.flatnonzero((gaps > 0).sum(axis=1) == 1)
+    order = np.argsort(gaps[one].sum(axis=1), kind="stable")
+    return [int(i) for i in one[order]]
+
+
 def spread(
     points: npt.NDArray[np.float32],
     taken: npt.NDArray[np.int64],

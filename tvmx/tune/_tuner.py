@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,26 +16,32 @@ from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 from tvmx.targets import Target
 from tvmx.tune._features import config_features
 from tvmx.tune._model import CostModel
-from tvmx.tune._sampler import spread, unit_points
+from tvmx.tune._ranker import Ranker
+from tvmx.tune._sampler import neighbours, spread, unit_points
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TunerParameters:
-    """``warmup`` observations come from the space-filling sample before the model ranks.
+    """How a tuner spends its effort.
 
-    ``epsilon`` is the share of each ranked batch spent on exploration, ``batch`` the number
+    ``first`` configs are described before the first proposals, then ``described`` times as many
+    as are proposed. Half of the first batch, and from the ``settled``-th observation on the share
+    ``epsilon``, is exploration: as far as possible from what was measured. ``batch`` is the number
     of observations that :meth:`KnobTuner.finished` counts as one batch, ``improvement`` what
-    counts as one (0.01: 1 %), ``ranked`` the most points the model ranks at once.
+    counts as one (0.01: 1 %).
     """
 
-    warmup: int = 12
+    first: int = 48
+    described: int = 3
     epsilon: float = 0.1
+    settled: int = 24
     batch: int = 8
     improvement: float = 0.01
-    ranked: int = 8192
 
     def __post_init__(self) -> None:
-        if self.warmup < 1 or self.batch < 1 or self.ranked < 1:
+        if min(self.first, self.batch, self.described, self.settled) < 1:
             raise UsageError(f"tuner counts must be at least 1: {self}")
         if not 0 <= self.epsilon <= 1 or not 0 <= self.improvement < 1:
             raise UsageError(f"tuner shares must lie between 0 and 1: {self}")
@@ -43,10 +50,16 @@ class TunerParameters:
 class KnobTuner:
     """Proposes configs of ``space`` and learns from what is observed.
 
-    The first batch starts with the default config, then fills the space evenly; after
-    ``warmup`` observations XGBoost ranks what is left. No config is proposed twice. Proposals
-    follow from the seed, the observations in their order and what is still pending alone:
-    replaying a journal's observations into a fresh tuner continues where the first stopped.
+    The default config comes first. Then, for each batch: :meth:`shortlist` names configs whose
+    kernels are worth a description (:meth:`describe`), and :meth:`propose` picks those that the
+    ``ranker``, shared by all tuners, expects to be fastest. A shortlist holds neighbours of the
+    fastest configs (of the default, to begin with), what a model of the knobs alone, taught by
+    the ranker, likes best in the whole space, and an even spread: describing takes a template and
+    some milliseconds, that model nothing. Kernels of equal description are proposed once, and
+    no config twice. What was never described is proposed by spread.
+
+    Proposals follow from the seed, the descriptions, the ranker's rows and the observations
+    alone: replaying a journal's into fresh tuners continues where the first ones stopped.
     """
 
     def __init__(
@@ -57,20 +70,24 @@ class KnobTuner:
         target: Target,
         seed: int = 0,
         parameters: TunerParameters | None = None,
+        ranker: Ranker | None = None,
     ) -> None:
         self.space = space
         self.workload = workload
         self.template_name = template_name
         self.target = target
         self.parameters = parameters or TunerParameters()
+        self.ranker = ranker or Ranker(seed)
         self._seed = [seed, zlib.crc32(f"{template_name} {workload.digest}".encode())]
         self._points = space.points()
         self._number = {config: i for i, config in enumerate(self._points)}
         self._units = unit_points(space)
-        self._features: npt.NDArray[np.float32] | None = None
+        self._knobs: npt.NDArray[np.float32] | None = None
+        self._described: dict[int, Mapping[str, float] | None] = {}
         self._proposed: set[int] = set()
         self._observed: dict[int, float | None] = {}
         self._bests: list[float] = []
+        self._shortlists = 0
 
     @property
     def measured(self) -> int:
@@ -82,11 +99,38 @@ class KnobTuner:
         """Every config of the space has been proposed or observed."""
         return len(self._proposed) == len(self._points)
 
+    def shortlist(self, n: int) -> list[Config]:
+        """Configs to describe before the next ``n`` are proposed."""
+        rng = self._rng(1)
+        free = self._free(self._described)
+        if not len(free):
+            return []
+        if not self._shortlists:
+            count, first = self.parameters.first, [self._number[self.space.default]]
+            chosen = [i for i in first if i in free] + self._near(first, free, count // 3)
+        else:
+            count = self.parameters.described * n
+            chosen = self._near(self._fastest(2), free, count // 3)
+            chosen += self._liked(np.setdiff1d(free, chosen), count // 2, rng)
+        self._shortlists += 1
+        rest = np.setdiff1d(free, chosen)
+        taken = np.array(sorted({*self._described, *chosen}), np.int64)
+        chosen += spread(self._units, taken, rest, max(0, count - len(chosen)), rng)
+        return [self._points[i] for i in chosen]
+
+    def describe(self, config: Config, features: Mapping[str, float] | None) -> None:
+        """Tell the features of a config's kernel; None where its template failed.
+
+        Raises IllegalConfigError for a config outside the space.
+        """
+        self.space.check(config, self.template_name)
+        self._described[self._number[config]] = features
+
     def propose(self, n: int) -> list[Config]:
         """Up to ``n`` configs never proposed or observed; fewer when the space is exhausted."""
         if n < 0:
             raise UsageError(f"cannot propose {n} configs")
-        rng = np.random.default_rng([*self._seed, self.measured])
+        rng = self._rng(0)
         chosen: list[int] = []
         default = self._number[self.space.default]
         if n and default not in self._proposed:
@@ -97,7 +141,7 @@ class KnobTuner:
         return [self._points[i] for i in chosen]
 
     def observe(self, config: Config, latency_us: float | None) -> None:
-        """Record a latency in us, or None for a config that failed.
+        """Record a latency in us, or None for a config that failed; the ranker learns it.
 
         A config observed again replaces what was known of it: a re-timing is nearer the
         truth. Raises IllegalConfigError for a config outside the space and MeasureError for
@@ -111,6 +155,9 @@ class KnobTuner:
         index = self._number[config]
         self._proposed.add(index)
         self._observed[index] = latency_us
+        features = self._described.get(index)
+        if features is not None:
+            self.ranker.learn(self.workload.digest, features, latency_us)
         known = self.best()
         self._bests.append(known[1] if known else math.inf)
 
@@ -136,49 +183,87 @@ class KnobTuner:
         before, now = self._bests[-1 - window], self._bests[-1]
         return now == before or now > before * (1 - self.parameters.improvement)
 
+    def _rng(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([*self._seed, self.measured, self._shortlists, purpose])
+
+    def _free(self, without: Mapping[int, object]) -> Indices:
+        """Points that are neither proposed nor in ``without``."""
+        free = (i for i in range(len(self._points)) if i not in self._proposed)
+        return np.array([i for i in free if i not in without], np.int64)
+
+    def _fastest(self, count: int) -> list[int]:
+        known = [(us, i) for i, us in self._observed.items() if us is not None]
+        return [i for _, i in sorted(known)[:count]]
+
+    def _near(self, points: list[int], free: Indices, count: int) -> list[int]:
+        """Up to ``count`` free points one knob away from ``points``, nearest first."""
+        allowed = set(free.tolist())
+        found = [i for point in points for i in neighbours(self._units, point) if i in allowed]
+        return list(dict.fromkeys(found))[:count]
+
+    def _liked(self, free: Indices, count: int, rng: np.random.Generator) -> list[int]:
+        """The best of ``free`` by a model of the knobs that imitates the ranker."""
+        known = [i for i, features in self._described.items() if features is not None]
+        if len(known) < 2 or not len(free) or not count:
+            return []
+        if self._knobs is None:
+            table = config_features(self.space, self._points, self.workload, self.target)
+            self._knobs = table.varying()
+        model = CostModel(int(rng.integers(2**31)))
+        model.fit(self._knobs[known], self._scores(known))
+        # Shuffled first: configs in the same leaves tie, and ties must not favour low indices.
+        pool = rng.permutation(free)
+        order = np.argsort(model.predict(self._knobs[pool]), kind="stable")
+        return [int(i) for i in pool[order[:count]]]
+
+    def _scores(self, indices: list[int]) -> npt.NDArray[np.float64]:
+        """The ranker's scores of described configs."""
+        rows = [features for i in indices if (features := self._described[i]) is not None]
+        return self.ranker.rank(self.workload.digest, rows)
+
     def _choose(self, count: int, rng: np.random.Generator) -> list[int]:
-        free = np.array([i for i in range(len(self._points)) if i not in self._proposed], np.int64)
+        free = self._free({})
         count = min(count, len(free))
         if count <= 0:
             return []
-        known = [us for us in self._observed.values() if us is not None]
-        if len(self._observed) < self.parameters.warmup or len(known) < 2:
-            return self._spread(free, count, rng)
-        exploring = int(rng.binomial(count, self.parameters.epsilon))
-        ranked = self._ranked(free, count - exploring, rng)
-        rest = np.setdiff1d(free, np.array(ranked, np.int64))
-        return ranked + [int(i) for i in rng.permutation(rest)[:exploring]]
-
-    def _spread(
-        self, free: npt.NDArray[np.int64], count: int, rng: np.random.Generator
-    ) -> list[int]:
-        taken = np.array(sorted(self._proposed), np.int64)
-        chosen = spread(self._units, taken, free, count, rng)
+        chosen = self._ranked(count, rng)
         if len(chosen) < count:
-            rest = np.setdiff1d(free, np.array(chosen, np.int64))
-            chosen += [int(i) for i in rng.permutation(rest)[: count - len(chosen)]]
+            taken = np.array(sorted({*self._proposed, *chosen}), np.int64)
+            # Those whose template failed come last.
+            sound = [i for i in free if i not in chosen and self._described.get(i, {}) is not None]
+            rest = np.array(sound, np.int64)
+            chosen += spread(self._units, taken, rest, count - len(chosen), rng)
+        if len(chosen) < count:
+            left = np.setdiff1d(free, chosen)
+            chosen += [int(i) for i in rng.permutation(left)[: count - len(chosen)]]
         return chosen
 
-    def _ranked(
-        self, free: npt.NDArray[np.int64], count: int, rng: np.random.Generator
-    ) -> list[int]:
-        features = self._feature_matrix()
-        rows = np.array(list(self._observed), np.int64)
-        model = CostModel(int(rng.integers(2**31)))
-        model.fit(features[rows], self._scores())
-        # Shuffled first: configs in the same leaves tie, and ties must not favour low indices.
-        pool = rng.permutation(free)[: self.parameters.ranked]
-        order = np.argsort(model.predict(features[pool]), kind="stable")
-        return [int(i) for i in pool[order[:count]]]
+    def _ranked(self, count: int, rng: np.random.Generator) -> list[int]:
+        """Described configs: the ranker's best, and by chance a few others."""
+        seen = {_kernel(self._described.get(i)) for i in self._proposed}
+        kernels: dict[tuple[float, ...], int] = {}
+        for i, features in self._described.items():
+            if features is not None and i not in self._proposed:
+                kernel = _kernel(features)
+                if kernel not in seen:
+                    kernels.setdefault(kernel, i)
+        fresh = list(kernels.values())
+        if not fresh:
+            return []
+        order = np.argsort(self._scores(fresh), kind="stable")
+        exploring = int(rng.binomial(count, self._epsilon))
+        ranked = [fresh[i] for i in order[: max(0, count - exploring)]]
+        rest = np.array([fresh[i] for i in order[len(ranked) :]], np.int64)
+        taken = np.array(sorted({*self._observed, *ranked}), np.int64)
+        return ranked + spread(self._units, taken, rest, exploring, rng)
 
-    def _scores(self) -> npt.NDArray[np.float64]:
-        """Log latencies; a failure counts as twice the slowest success."""
-        known = [us for us in self._observed.values() if us is not None]
-        bad = math.log(2 * max(known))
-        return np.array([bad if us is None else math.log(us) for us in self._observed.values()])
+    @property
+    def _epsilon(self) -> float:
+        """The share of exploration: more while little is known of this space."""
+        known = len(self._observed) / self.parameters.settled
+        return self.parameters.epsilon + (0.5 - self.parameters.epsilon) * max(0.0, 1 - known)
 
-    def _feature_matrix(self) -> npt.NDArray[np.float32]:
-        if self._features is None:
-            table = config_features(self.space, self._points, self.workload, self.target)
-            self._features = table.varying()
-        return self._features
+
+def _kernel(features: Mapping[str, float] | None) -> tuple[float, ...]:
+    """Equal for kernels of equal description."""
+    return tuple(features.values()) if features else ()
