@@ -52,16 +52,16 @@ class Candidate:
 
 
 def onnxruntime_candidate(
-    name: str, model: Path, inputs: Sequence[Array], expected: Expectation
+    name: str, model: Path, inputs: Sequence[Array], expected: Expectation, threads: int = 1
 ) -> Candidate:
-    """ONNX Runtime with all its optimisations, 1 thread, inputs and outputs bound once.
+    """ONNX Runtime with all its optimisations, inputs and outputs bound once.
 
     ``inputs`` are in the model's order.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -154,17 +154,8 @@ def measure_rounds(
     """
     errors = [verify(candidate) for candidate in candidates]
     deviations = [relative_l2(candidate.outputs(), floats) for candidate in candidates]
-    calls = [_calls(candidate) for candidate in candidates]
-    wall: list[list[float]] = [[] for _ in candidates]
-    cpu: list[list[float]] = [[] for _ in candidates]
     before = os.getloadavg()[0]
-    for index in range(rounds):
-        order = range(len(candidates))
-        for i in order if index % 2 == 0 else reversed(order):
-            seconds, running = _time(candidates[i].run, calls[i])
-            wall[i].append(seconds * 1e3)
-            cpu[i].append(running * 1e3)
-        progress(index + 1)
+    wall, cpu = take_turns(candidates, rounds, progress)
     series = tuple(
         Series(
             name=c.name,
@@ -177,6 +168,25 @@ def measure_rounds(
         for c, w, p, e, d in zip(candidates, wall, cpu, errors, deviations, strict=True)
     )
     return Rounds(series=series, load_before=before, load_after=os.getloadavg()[0])
+
+
+def take_turns(
+    candidates: Sequence[Candidate],
+    rounds: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Wall and CPU milliseconds of a call, by candidate and round; unverified."""
+    calls = [_calls(candidate) for candidate in candidates]
+    wall: list[list[float]] = [[] for _ in candidates]
+    cpu: list[list[float]] = [[] for _ in candidates]
+    for index in range(rounds):
+        order = range(len(candidates))
+        for i in order if index % 2 == 0 else reversed(order):
+            seconds, running = _time(candidates[i].run, calls[i])
+            wall[i].append(seconds * 1e3)
+            cpu[i].append(running * 1e3)
+        progress(index + 1)
+    return wall, cpu
 
 
 def _calls(candidate: Candidate) -> int:

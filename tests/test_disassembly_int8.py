@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.disassembly import inner_loop
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue
@@ -43,21 +44,6 @@ def assembly(workload: Conv2dWorkload | DenseWorkload, target: Target) -> str:
     func = template.build(workload, config, target).func.with_attr("global_symbol", "kernel")
     module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": func}), target)
     return str(module.inspect_source("asm"))
-
-
-def inner_loop(text: str, instruction: str) -> list[str]:
-    """The lines of the shortest loop (label to its own branch) that holds the instruction."""
-    loops = []
-    lines = text.splitlines()
-    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L\w+):", line))}
-    for end, line in enumerate(lines):
-        branch = re.match(r"\s+(?:b\.\w+|cbn?z\s+\w+,|j\w+)\s+(\.L\w+)", line)
-        start = labels.get(branch[1], end) if branch else end
-        body = lines[start:end]
-        if start < end and any(re.search(rf"\s{instruction}\s", b) for b in body):
-            loops.append(body)
-    assert loops, f"no loop holds {instruction}"
-    return min(loops, key=len)
 
 
 def spills(lines: list[str]) -> int:

@@ -52,6 +52,10 @@ OPERATORS = {
     "global max": one("GlobalMaxPool"),
     "softmax": one("Softmax", (3, 17), axis=1),
     "softmax over channels": one("Softmax", axis=1),
+    "softmax of rows": one("Softmax", (2, 3, 5, 64), axis=-1),
+    "softmax of rows, half vectors": one("Softmax", (3, 1000), axis=-1),
+    "mean of long rows": one("ReduceMean", (2, 3, 5, 96), axes=[3], keepdims=0),
+    "largest of planes": one("ReduceMax", (2, 3, 5, 32), axes=[2, 3], keepdims=0),
     "mean of all": one("ReduceMean", keepdims=0),
     "mean of rows": one("ReduceMean", axes=[3], keepdims=1),
     "sum of channels": one("ReduceSum", weights={"axes": np.array([1])}, keepdims=0),
@@ -175,6 +179,83 @@ def test_blocked_pools_are_parallel_and_vectorised() -> None:
     for name, kinds in pools.items():
         assert any(kind == "parallel" for kind, _ in kinds), name
         assert any((kind, extent) == ("vectorized", 4) for kind, extent in kinds), name
+
+
+# exponential functions
+
+
+def special(function: Any) -> dict[str, Any]:
+    """Inputs, and what a kernel of 4 lanes makes of them."""
+    from tvmx._tvm import build_module, tvm
+
+    x = np.concatenate([
+        np.linspace(-110, 95, 20_000), np.linspace(-5, 5, 20_000), np.logspace(-30, 2, 500),
+        [-np.inf, np.inf, np.nan, 0.0, -0.0, 88.72, 88.73, -87.3, -103.0, -104.0, 3e38, -3e38],
+    ]).astype(np.float32)  # fmt: skip
+    x = np.resize(x, (1, 4 * (len(x) // 4)))
+    data = te.placeholder(x.shape, name="x")
+    out = te.compute(x.shape, lambda *i: function(data[i]), name="y")
+    func = default_schedule(te.create_prim_func([data, out]), 4).with_attr("global_symbol", "f")
+    got = tvm.runtime.tensor(np.zeros_like(x))
+    build_module(tvm.IRModule({"f": func}), narrow())["f"](tvm.runtime.tensor(x), got)
+    return {"x": x, "got": got.numpy()}
+
+
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh", "erf"])
+def test_exponential_functions_are_accurate(name: str) -> None:
+    import torch
+
+    from tvmx.passes import _vector_math
+
+    found = special(getattr(_vector_math, name))
+    want = getattr(torch, name)(torch.from_numpy(found["x"].astype(np.float64))).numpy()
+    with np.errstate(over="ignore"):
+        rounded = want.astype(np.float32)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(found["got"][~finite], rounded[~finite])
+    tiny = float(np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(found["got"][finite], want[finite], rtol=2e-6, atol=tiny)
+
+
+EXPONENTIAL = {
+    "exp": one("Exp", (1, 16, 8, 16)),
+    "sigmoid": one("Sigmoid", (1, 16, 8, 16)),
+    "tanh": one("Tanh", (1, 16, 8, 16)),
+    "erf": one("Erf", (1, 16, 8, 16)),
+    "softmax over channels": one("Softmax", (1, 16, 8, 16), axis=1),
+    "softmax of rows": one("Softmax", (16, 64), axis=-1),
+    "mean of rows": one("ReduceMean", (16, 64), axes=[1]),
+    "elu": one("Elu", (1, 16, 8, 16)),
+    "hard swish": one("HardSwish", (1, 16, 8, 16)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPONENTIAL)
+def test_arm_code_is_vectors_without_library_calls(name: str) -> None:
+    from tvmx._tvm import build_module, tvm
+    from tvmx.targets import load_target
+
+    target = load_target("rpi4")
+    mod = finish_relax(network_of(EXPONENTIAL[name]).model.mod, target)
+    kernels = {
+        var.name_hint: func.with_attr("global_symbol", var.name_hint)
+        for var, func in mod.functions.items()
+        if isinstance(func, tirx.PrimFunc)
+    }
+    text = str(build_module(tvm.IRModule(kernels), target).inspect_source("asm"))
+    called = set(re.findall(r"\bbl\s+(\w+)", text))
+    assert not {c for c in called if "tvm" not in c.lower()} - {"memset", "memcpy"}
+    vectors = len(re.findall(r"\bf\w+\s+v\d+\.4s", text))
+    scalars = len(re.findall(r"\bf(?:add|mul|madd|msub|sub|div)\s+s\d+", text))
+    # What is left of a reduction adds up four lanes, and divides once.
+    assert vectors >= (3 if name == "mean of rows" else 4)
+    assert scalars <= 8
+
+
+def test_softmax_computes_each_power_once() -> None:
+    mod = finish_relax(network_of(EXPONENTIAL["softmax of rows"]).model.mod, narrow())
+    (kernel,) = (f for f in mod.functions.values() if isinstance(f, tirx.PrimFunc))
+    assert kernel.script().count("1.4426950") == 1
 
 
 def test_scheduled_functions_are_left_alone() -> None:

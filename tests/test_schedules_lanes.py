@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.disassembly import inner_loop
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
 from tvmx.ir import Config, Conv2dWorkload, DenseWorkload, Epilogue
@@ -17,6 +18,7 @@ from tvmx.testing.templates import evaluate_template, odd_workloads
 NAMES = [
     "conv2d_direct", "conv2d_winograd", "conv2d_im2col", "depthwise_nchwc", "dense_packed",
 ]  # fmt: skip
+BY_LANE = ["conv2d_direct", "conv2d_winograd", "dense_packed"]
 RELU = Epilogue(bias=True, clip_min=0.0)
 DEFAULTS = {
     "conv2d_direct": Conv2dWorkload(
@@ -60,19 +62,20 @@ def test_shorter_vectors_are_right_too(name: str, bits: int) -> None:
         assert evaluate_template(template, workload, target).relative < 1e-5, workload.describe()
 
 
-@pytest.mark.parametrize("name", ["conv2d_direct", "conv2d_winograd"])
+@pytest.mark.parametrize("name", BY_LANE)
 def test_the_form_by_lanes_is_right_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Arm multiplies by; that this machine would not choose it does not matter."""
     monkeypatch.setattr(_float_tile, "is_x86", lambda target: False)
     target = load_target("host").model_copy(update={"vector_bits": 128, "vector_registers": 32})
     template = load(name)
     cases = [w for w in odd_workloads(template.op) if template.supports(w, target) is None]
-    assert any(w.in_channels < 4 and w.strides[1] == 2 for w in cases) == (name == "conv2d_direct")
+    first = [w for w in cases if w.op == "conv2d" and w.in_channels < 4 and w.strides[1] == 2]
+    assert bool(first) == (name == "conv2d_direct")
     for workload in cases:
         assert evaluate_template(template, workload, target).relative < 1e-5, workload.describe()
 
 
-@pytest.mark.parametrize("name", ["conv2d_direct", "conv2d_winograd"])
+@pytest.mark.parametrize("name", BY_LANE)
 def test_arm_multiplies_by_lanes(name: str) -> None:
     template, target, workload = load(name), load_target("rpi3b+"), DEFAULTS[name]
     text = assembly(template, workload, template.space(workload, target).default, target)
@@ -90,6 +93,21 @@ def test_arm_code_is_vectorised_and_does_not_spill_its_accumulators(name: str, c
     multiply_adds = len(re.findall(r"\bfmla\b", text))
     stack = len(re.findall(r"\b(?:str|ldr|stp|ldp)\s+q\d+.*\[sp", text))
     assert stack <= multiply_adds / 2, f"{stack} stack accesses to {multiply_adds} fmla"
+
+
+@pytest.mark.parametrize("core", ["rpi3b+", "rpi4"])
+def test_one_row_of_a_matrix_product_streams_its_weights(core: str) -> None:
+    """Each vector of weights is loaded once, and multiplied by a lane."""
+    template, target = load("dense_packed"), load_target(core)
+    workload = DenseWorkload(batch=1, in_features=1024, out_features=1000, epilogue=RELU)
+    text = assembly(template, workload, template.space(workload, target).default, target)
+    loop = inner_loop(text, "fmla")
+    by_lane = [x for x in loop if re.search(r"\bfmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[", x)]
+    loads = [x for x in loop if re.search(r"\bldr\s+q", x)]
+    pairs = [x for x in loop if re.search(r"\bldp\s+q", x)]
+    vectors = len(by_lane) // 4
+    assert len(by_lane) >= 16
+    assert len(by_lane) <= len(loads) + 2 * len(pairs) <= len(by_lane) + vectors
 
 
 def test_a_tile_that_is_too_large_does_spill_on_arm() -> None:

@@ -3,6 +3,7 @@
 from tvmx.passes._int8_ops import convert
 from tvmx.passes._layers import LayerStep, Network, OpStep, extract_layers
 from tvmx.passes._lower import Lowered, conversion_name, finish_relax, lower
+from tvmx.passes._memory_marks import CONCAT, IN_PLACE
 from tvmx.passes._plans import (
     baseline_plan,
     check_replay,
@@ -15,7 +16,7 @@ from tvmx.passes._quantise import activations_of, params_of, tie
 from tvmx.passes._simulate import Simulator, Values
 
 __all__ = [
-    "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values", "activations_of",
+    "CONCAT", "IN_PLACE", "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values", "activations_of",
     "baseline_plan", "check_replay", "choose", "conversion_name", "convert", "extract_layers",
     "finish_relax", "int8_plan", "lower", "params_of", "tie", "transfer_plan", "versions",
 ]  # fmt: skip

@@ -3,7 +3,8 @@
 TVM's own default for the CPU leaves scalar, serial loops. This one inlines element-wise
 producers, spreads the outer loops over threads and puts a vector axis innermost: the last
 axis where its extent allows whole vectors, otherwise LLVM's auto-vectoriser gets a unit-stride
-loop. Reductions run outside the vector axis when that axis is spatial.
+loop. Reductions run outside the vector axis when that axis is spatial; a long one along the rows of
+memory is made in as many parts as a vector has lanes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 from tvmx._tvm import s_tir, tirx, tvm
 from tvmx.targets import Target
+
+_SPATIAL, _REDUCE = 0, 2  # types of a block's axes
 
 # Above this many steps a reduction streams a vector axis; below, it stays in a register.
 _SHORT_REDUCTION = 64
@@ -38,7 +41,8 @@ def default_schedule(func: Any, lanes: int) -> Any:
     """Schedule one PrimFunc for vectors of ``lanes`` floats."""
     sch = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}))
     for block in _blocks(sch):
-        if not _is_reduction(sch, block) and not _guards_scalar_reduction(sch, block, lanes):
+        kept = _guards_scalar_reduction(sch, block, lanes) or _is_dear_to_repeat(sch, block)
+        if not _is_reduction(sch, block) and not kept:
             _try_inline(sch, block)
     for block in _blocks(sch):
         _schedule_block(sch, block, lanes)
@@ -69,6 +73,11 @@ def _guards_scalar_reduction(sch: Any, block: Any, lanes: int) -> bool:
     return False
 
 
+def _is_dear_to_repeat(sch: Any, block: Any) -> bool:
+    """One of the functions of ``_vector_math``, which bind variables, for several readers."""
+    return len(sch.get_consumers(block)) > 1 and "T.Let(" in str(sch.get(block).body)
+
+
 def _try_inline(sch: Any, block: Any) -> None:
     """Inline an element-wise producer; a block that cannot be inlined stays as it is."""
     if not sch.get_consumers(block):
@@ -82,16 +91,20 @@ def _try_inline(sch: Any, block: Any) -> None:
 def _schedule_block(sch: Any, block: Any, lanes: int) -> None:
     loops = sch.get_loops(block)
     kinds = [v.iter_type for v in sch.get(block).iter_vars]
-    if not loops or len(kinds) != len(loops) or any(k not in (0, 2) for k in kinds):
+    if not loops or len(kinds) != len(loops) or any(k not in (_SPATIAL, _REDUCE) for k in kinds):
         return
     extents = [_extent(sch, loop) for loop in loops]
     if any(e is None for e in extents):
         return
-    spatial = [loop for loop, k in zip(loops, kinds, strict=True) if k == 0]
-    reduce = [loop for loop, k in zip(loops, kinds, strict=True) if k == 2]
+    spatial = [loop for loop, k in zip(loops, kinds, strict=True) if k == _SPATIAL]
+    reduce = [loop for loop, k in zip(loops, kinds, strict=True) if k == _REDUCE]
     if not spatial:
         return
     last = _extent(sch, spatial[-1]) or 1
+    row_lanes = _width(_extent(sch, reduce[-1]) or 1, lanes) if reduce else 0
+    if reduce and _along_rows(sch, block, reduce, row_lanes):
+        _schedule_rows(sch, block, spatial, reduce, row_lanes)
+        return
     lanes = _width(last, lanes)
     if reduce:
         _schedule_reduction(sch, block, spatial, reduce, last, lanes)
@@ -116,6 +129,34 @@ def _schedule_spatial(sch: Any, spatial: list[Any], last: int, lanes: int) -> No
         sch.parallel(sch.fuse(*spatial[:-1], outer) if len(spatial) > 1 else outer)
     elif len(spatial) > 1:
         sch.parallel(sch.fuse(*spatial[:-1]))
+
+
+def _along_rows(sch: Any, block: Any, reduce: list[Any], lanes: int) -> bool:
+    """Whether a long reduction's innermost axis is the last one of what it reads, in vectors."""
+    steps = math.prod(_extent(sch, loop) or 1 for loop in reduce)
+    if steps <= _UNROLLED_REDUCTION or (_extent(sch, reduce[-1]) or 1) % lanes:
+        return False
+    inner = sch.get(block).iter_vars[-1]
+    if inner.iter_type != _REDUCE:
+        return False
+    regions = [read.region for read in sch.get(block).reads]
+    return any(region and region[-1].min.same_as(inner.var) for region in regions)
+
+
+def _schedule_rows(sch: Any, block: Any, spatial: list[Any], reduce: list[Any], lanes: int) -> None:
+    """Reduce rows in vectors of partial results, each in its lane, and then those."""
+    _, lane = sch.split(reduce[-1], [None, lanes])
+    parts = sch.rfactor(lane, len(spatial))
+    outer = sch.get_loops(block)[: len(spatial)]
+    rows = sch.fuse(*outer) if len(outer) > 1 else outer[0]
+    sch.parallel(rows)
+    sch.compute_at(parts, rows)
+    sch.set_scope(parts, 0, "local")
+    lane, *steps = sch.get_loops(parts)[1:]
+    sch.reorder(*steps, lane)
+    sch.vectorize(lane)
+    sch.decompose_reduction(parts, steps[0])
+    sch.decompose_reduction(block, sch.get_loops(block)[1])
 
 
 def _schedule_reduction(

@@ -44,10 +44,11 @@ def kernel_arguments(
 
 
 def clipped(value: Any, epilogue: Epilogue, lanes: int) -> Any:
-    """A vector of ``lanes`` float32, clipped as the epilogue says."""
+    """A vector of ``lanes`` float32 (one: a scalar), clipped as the epilogue says."""
     from tvmx._tvm import tirx
+    from tvmx.templates._block_sparse import spread
 
     for limit, pick in ((epilogue.clip_min, tirx.max), (epilogue.clip_max, tirx.min)):
         if limit is not None:
-            value = pick(value, tirx.Broadcast(tirx.const(limit, "float32"), lanes))
+            value = pick(value, spread(tirx.const(limit, "float32"), lanes))
     return value
