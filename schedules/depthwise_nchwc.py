@@ -35,6 +35,8 @@ from tvmx.templates import (
 )
 
 OH_TILES = (1, 2, 4)
+NARROW = (3, 4, 6)
+"""Pixels that leave registers for several rows, or for what unrolled taps share."""
 MAX_UNROLLED = 400
 """Multiply-adds in one unrolled tile: beyond this the code outgrows the decoder's cache."""
 
@@ -69,7 +71,7 @@ class DepthwiseNchwc(ScheduleTemplate):
         return Space(
             {
                 "oh_tile": [t for t in OH_TILES if t <= oh],
-                "ow_tile": sorted(widths),
+                "ow_tile": sorted({*widths, *(p for p in NARROW if p <= ow)}),
                 "chunk": divisors(oh)[-6:],
                 "unroll": [False, True],
             },

@@ -9,20 +9,19 @@ moves a tile back, a remainder) counts as its affine part.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tvmx import _tvm
 from tvmx._tvm import s_tir, tirx
+from tvmx.build._affine import Affine, digits, divided, divisors, plus, remainder
 
 UNKNOWN_EXTENT = 16
 """Iterations counted for a loop whose extent only the data decides (kept blocks)."""
 _REGISTER_FILE = 4096
 """Bytes up to which a buffer at fixed places counts as registers."""
-
-Affine = dict[Any, float]
-"""Elements the index moves per step of each loop; the constant under ``None``."""
 
 
 @dataclass(eq=False)
@@ -104,6 +103,7 @@ class _Reader:
     def __init__(self, func: Any, vector_bytes: int) -> None:
         self._vector = vector_bytes
         self._affine: dict[Any, Affine] = {}
+        self._ranges: dict[Any, tuple[int, int]] = {}
         self._lanes_of: dict[Any, int] = {}
         self._alias: dict[Any, Any] = {}
         self._sizes: dict[Any, int] = {}
@@ -136,8 +136,8 @@ class _Reader:
         self._visit(node.body, loop)
 
     def _for(self, node: Any, loop: Loop) -> None:
-        extent = node.extent
-        known = int(extent) if isinstance(extent, tirx.IntImm) else UNKNOWN_EXTENT
+        bounds = self._bounds(node.extent)
+        known = UNKNOWN_EXTENT if bounds is None else bounds[1]
         kind = node.kind
         if kind == tirx.ForKind.VECTORIZED:
             self._lanes_of[node.loop_var] = known
@@ -145,14 +145,24 @@ class _Reader:
             del self._lanes_of[node.loop_var]
             return
         parallel, unrolled = kind == tirx.ForKind.PARALLEL, kind == tirx.ForKind.UNROLLED
-        inner = Loop(known, loop, parallel, unrolled)
-        loop.children.append(inner)
-        self._affine[node.loop_var] = {inner: 1.0}
-        self._visit(node.body, inner)
+        # A loop over several axes at once counts as one loop for each.
+        splits = divisors(node.body, node.loop_var) if parallel else set()
+        place: Affine = {}
+        for extent, pace in digits(known, splits):
+            inner = Loop(extent, loop, parallel, unrolled)
+            loop.children.append(inner)
+            place[inner] = float(pace)
+            loop = inner
+        self._affine[node.loop_var] = place
+        self._ranges[node.loop_var] = (0, known - 1)
+        self._visit(node.body, loop)
 
     def _bind(self, node: Any, loop: Loop) -> None:
         self._count(node.value, loop)
         self._affine[node.var] = self._index(node.value)
+        bounds = self._bounds(node.value)
+        if bounds is not None:
+            self._ranges[node.var] = bounds
 
     def _allocate(self, node: Any, loop: Loop) -> None:
         size = _buffer_bytes(node.buffer)
@@ -215,7 +225,7 @@ class _Reader:
         affine: Affine = {}
         pace = 1
         for index, extent in zip(reversed(indices), reversed(buffer.shape), strict=True):
-            affine = _plus(affine, self._index(index), float(pace))
+            affine = plus(affine, self._index(index), float(pace))
             pace *= int(extent)
         lanes = int(indices[-1].lanes) if isinstance(indices[-1], tirx.Ramp) else 1
         for var, extent in self._lanes_of.items():
@@ -231,6 +241,25 @@ class _Reader:
             )
         )  # fmt: skip
 
+    def _bounds(self, node: Any) -> tuple[int, int] | None:
+        """Smallest and largest value of an index, as far as loops decide it."""
+        name = type(node).__name__
+        if name == "IntImm":
+            return int(node.value), int(node.value)
+        if name == "Var":
+            return self._ranges.get(node)
+        if name not in _INTERVALS:
+            return None
+        a, b = self._bounds(node.a), self._bounds(node.b)
+        if a is None or b is None:
+            return None
+        if name in ("FloorDiv", "FloorMod") and b[0] <= 0:
+            return None
+        if name == "FloorMod":
+            return (0, b[1] - 1)
+        corners = [_INTERVALS[name](x, y) for x in a for y in b]
+        return min(corners), max(corners)
+
     def _index(self, node: Any) -> Affine:
         """The affine part of an index."""
         match type(node).__name__:
@@ -241,17 +270,17 @@ class _Reader:
                     return {node: 1.0}
                 return self._affine.get(node, {})
             case "Add":
-                return _plus(self._index(node.a), self._index(node.b), 1.0)
+                return plus(self._index(node.a), self._index(node.b), 1.0)
             case "Sub":
-                return _plus(self._index(node.a), self._index(node.b), -1.0)
+                return plus(self._index(node.a), self._index(node.b), -1.0)
             case "Mul":
                 a, b = self._index(node.a), self._index(node.b)
                 constant, other = (a, b) if set(a) <= {None} else (b, a)
                 return {k: v * constant.get(None, 0.0) for k, v in other.items()}
             case "FloorDiv" | "Div":
-                return _scaled(self._index(node.a), self._index(node.b).get(None, 1.0))
+                return divided(self._index(node.a), self._index(node.b).get(None, 1.0))
             case "FloorMod" | "Mod":
-                return self._index(node.a)
+                return remainder(self._index(node.a), self._index(node.b).get(None, 1.0))
             case "Min" | "Max":
                 a, b = self._index(node.a), self._index(node.b)
                 return a if len(a) >= len(b) else b
@@ -266,18 +295,11 @@ class _Reader:
         return {}
 
 
+_INTERVALS: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Min": min, "Max": max,
+    "FloorDiv": operator.floordiv, "FloorMod": operator.mod,
+}  # fmt: skip
 _ARITHMETIC = {"Mul": "multiply", "Add": "add", "Sub": "add", "Max": "add", "Min": "add"}
-
-
-def _plus(a: Affine, b: Affine, sign: float) -> Affine:
-    total = dict(a)
-    for key, value in b.items():
-        total[key] = total.get(key, 0.0) + sign * value
-    return total
-
-
-def _scaled(a: Affine, divisor: float) -> Affine:
-    return {key: value / (divisor or 1.0) for key, value in a.items()}
 
 
 def _buffer_bytes(buffer: Any) -> int:

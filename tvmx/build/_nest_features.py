@@ -218,7 +218,12 @@ class _Summary:
         return counts
 
     def _tasks(self) -> float:
-        return max(loop.extent if loop.parallel else 1 for loop in self._loops)
+        """Iterations of the parallel loops around the busiest place."""
+        found = dict.fromkeys(self._loops, 1.0)
+        for loop in self._loops:  # outer before inner
+            around = found[loop.parent] if loop.parent is not None else 1.0
+            found[loop] = around * (loop.extent if loop.parallel else 1)
+        return max(found.values())
 
     def _nesting(self) -> dict[Loop, set[Loop]]:
         inside: dict[Loop, set[Loop]] = {}
