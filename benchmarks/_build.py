@@ -20,8 +20,8 @@ def open_context(folder: Folder, exact: bool = True) -> Context:
     return Context.open(folder.model, {}, TARGET, (), exact=exact)
 
 
-def build_defaults(folder: Folder) -> tuple[int, int]:
-    """Build the baseline plan, write the golden arrays; returns layers hit and layers."""
+def build_defaults(folder: Folder) -> tuple[int, int, int]:
+    """Build the baseline plan, write the golden arrays; returns layers hit, layers, arena bytes."""
     from tvmx.explore._reference import golden_inputs
     from tvmx.explore._whole import build_plan
     from tvmx.passes import baseline_plan
@@ -37,7 +37,7 @@ def build_defaults(folder: Folder) -> tuple[int, int]:
     built = build_plan(
         "defaults", plan, context.network, context.registry, context.target, folder.path
     )
-    return built.lowered.hits, built.lowered.total
+    return built.lowered.hits, built.lowered.total, built.build.arena_bytes
 
 
 def _onnx_inputs(folder: Folder) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _RUNS = 9
 _REPEAT_US = 5e3
 _MOST_CALLS = 1000
-_VM = ("vm.builtin.", "tvmx_weight")
+_VM = ("vm.builtin.", "tvmx_weight", "tvmx_view")
 INT8_PEAK = 4
 """Times the float peak: a dot-product instruction sums four products per 32-bit lane."""
 

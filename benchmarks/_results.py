@@ -88,6 +88,26 @@ class Rounds(_Record):
         return statistics.median(x / y for x, y in zip(times(a), times(b), strict=True))
 
 
+class Footprint(_Record):
+    """Memory of one candidate in a process of its own, 1 thread, in KiB of its resident set.
+
+    ``baseline_kib`` is the process with the runtime imported and nothing loaded; the others are
+    above that: the peak while the network was loaded, the peak of all (loading and a few
+    inferences), and what was left at the end.
+    """
+
+    name: str
+    baseline_kib: int
+    loaded_kib: int
+    peak_kib: int
+    after_kib: int
+
+    @property
+    def peak_mb(self) -> float:
+        """The peak above the baseline in MB."""
+        return self.peak_kib * 1024 / 1e6
+
+
 class Explored(_Record):
     """The exploration behind the explored column. ``best`` is a candidate's name."""
 
@@ -141,11 +161,19 @@ class NetworkResult(_Record):
     versions: dict[str, str]
     layers: int = 0
     layers_hit: int = 0
+    arena_bytes: int = 0
+    """Activations of one inference by the defaults, as planned."""
+
     quantised: Quantised | None = None
     mixed: Mixed | None = None
     explored: Explored | None = None
     main: Rounds | None = None
     untuned: Rounds | None = None
+    memory: tuple[Footprint, ...] | None = None
+
+    def footprint(self, name: str) -> Footprint | None:
+        """The memory of the candidate of that name."""
+        return next((f for f in self.memory or () if f.name == name), None)
 
     def save(self, path: Path) -> None:
         """Write as JSON. Raises UnwritableError."""

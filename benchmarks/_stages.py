@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,9 +19,10 @@ from benchmarks._candidates import (
     vm_candidate,
 )
 from benchmarks._folder import Folder
-from benchmarks._peers import peer_candidates
+from benchmarks._footprint import measure_footprint
+from benchmarks._peers import PEERS, peer_candidates
 from benchmarks._quantised import INT8, plan_expectation
-from benchmarks._results import INT8_OF_THE_RANGE, Rounds
+from benchmarks._results import INT8_OF_THE_RANGE, Footprint, Rounds
 from tvmx.errors import MeasureError
 
 UNTUNED, DEFAULTS, EXPLORED = "untuned", "defaults", "explored"
@@ -96,6 +97,24 @@ def measure_main(folder: Folder, rounds: int, explored: bool, peers: Path | None
         found, failed = peer_candidates(folder, peers, arrays, right)
         candidates += found
     return measure_rounds(candidates, floats, rounds).model_copy(update={"failed": failed})
+
+
+def measure_memory(
+    folder: Folder, explored: bool, peers: Path | None, failed: Collection[str]
+) -> tuple[Footprint, ...]:
+    """The memory of every candidate of :func:`measure_main`, each in a process of its own.
+
+    ``failed`` are the peers that cannot run the network.
+    """
+    models = {
+        DEFAULTS: folder.library(DEFAULTS), ORT: folder.onnx, INT8: folder.library(INT8),
+        ORT_INT8: folder.onnx_int8,
+    }  # fmt: skip
+    if explored:
+        models[EXPLORED] = folder.library(EXPLORED)
+    if peers is not None:
+        models |= {name: folder.onnx for name in PEERS if name not in failed}
+    return tuple(measure_footprint(folder, name, path, peers) for name, path in models.items())
 
 
 def measure_untuned(folder: Folder, rounds: int) -> Rounds:

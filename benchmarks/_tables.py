@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._ort_int8 import float_layers
-from benchmarks._peers import PEERS
+from benchmarks._peers import NCNN_PEER, PEERS
 from benchmarks._profile import INT8_PEAK, OpRow, Profile
 from benchmarks._quantised import INT8
 from benchmarks._results import OF_THE_RANGE, NetworkResult, Rounds, Series
@@ -27,10 +27,10 @@ _LEGEND = (
 
 
 def print_networks(results: Sequence[NetworkResult]) -> None:
-    """Three tables: latencies, ratios, and what was verified; one row per network each."""
+    """Tables of latencies, ratios, memory, and what was verified; one row per network each."""
     console = _console()
-    for table in (_latency_table(results), _ratio_table(results), _checked_table(results)):
-        console.print(table)
+    for make in (_latency_table, _ratio_table, _memory_table, _checked_table):
+        console.print(make(results))
     for line in _notes(results):
         console.print(line)
 
@@ -75,6 +75,25 @@ def _ratio_table(results: Sequence[NetworkResult]) -> Table:
             best,
             *(_ratio(result.main, first, second) for first, second in pairs),
             _ratio(result.untuned, UNTUNED, DEFAULTS),
+        )
+    return table
+
+
+def _memory_table(results: Sequence[NetworkResult]) -> Table:
+    table = _table(
+        "peak resident memory in MB above a process with nothing loaded, 1 thread",
+        "arena, defaults", "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn",
+        "MNN", "tvmx int8", "ONNX Runtime int8", "defaults / ncnn",
+    )  # fmt: skip
+    for result in results:
+        names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, ORT_INT8)
+        found = [result.footprint(name) for name in names]
+        mine, ncnn = result.footprint(DEFAULTS), result.footprint(NCNN_PEER)
+        table.add_row(
+            result.network,
+            f"{result.arena_bytes / 1e6:.1f}",
+            *(f"{one.peak_mb:.0f}" if one else "-" for one in found),
+            f"{mine.peak_kib / ncnn.peak_kib:.2f}" if mine and ncnn else "-",
         )
     return table
 

@@ -33,7 +33,15 @@ from benchmarks._models import known_networks, prepare_model
 from benchmarks._peers import convert_models, install_peers
 from benchmarks._quantised import build_quantised
 from benchmarks._results import NetworkResult
-from benchmarks._stages import alone, build_ort_int8, measure_main, measure_untuned, say
+from benchmarks._stages import (
+    EXPLORED,
+    alone,
+    build_ort_int8,
+    measure_main,
+    measure_memory,
+    measure_untuned,
+    say,
+)
 from tvmx.errors import TvmxError, UsageError
 
 NETWORKS = ("bvlc_alexnet", "inception_v1", "resnet50", "squeezenet", "vgg19", *MOBILENETS)
@@ -119,12 +127,13 @@ def _network(
     make_folder(folder.path)
     result = NetworkResult.load(folder.result) or _empty(folder)
     if again:
-        forgotten = ["main", *(["untuned"] if untuned_rounds else [])]
+        forgotten = ["main", "memory", *(["untuned"] if untuned_rounds else [])]
         result = result.model_copy(update=dict.fromkeys(forgotten))
     want_main = result.main is None or (budget_s is not None and result.explored is None)
     want_untuned = bool(untuned_rounds) and result.untuned is None
     want_mixed = verify_mixed and result.mixed is None
-    if not (want_main or want_untuned or want_mixed):
+    want_memory = want_main or result.memory is None
+    if not (want_main or want_untuned or want_mixed or want_memory):
         say(f"{folder.network}: already measured")
         return result
 
@@ -135,8 +144,8 @@ def _network(
 
     say(f"{folder.network}: defaults")
     alone(prepare_model, folder)
-    hit, layers = alone(build_defaults, folder)
-    add(layers=layers, layers_hit=hit)
+    hit, layers, arena = alone(build_defaults, folder)
+    add(layers=layers, layers_hit=hit, arena_bytes=arena)
     if want_main or want_mixed:
         say(f"{folder.network}: int8" + (" and a mixed plan" if want_mixed else ""))
         quantised, mixed = alone(build_quantised, folder, want_mixed)
@@ -154,6 +163,11 @@ def _network(
             alone(convert_models, folder, wheels)
         say(f"{folder.network}: {rounds} paired rounds")
         add(main=alone(measure_main, folder, rounds, budget_s is not None, wheels))
+    if want_memory:
+        say(f"{folder.network}: memory")
+        failed = result.main.failed if result.main else {}
+        explored = folder.library(EXPLORED).is_file()
+        add(memory=measure_memory(folder, explored, wheels, failed))
     return result
 
 

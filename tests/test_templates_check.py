@@ -69,6 +69,7 @@ def test_a_right_template_passes_and_is_timed(tmp_path: Path) -> None:
     assert result.passed, [c for c in result.checks if not c.passed]
     assert {c.check for c in result.checks} == {
         "supports", "layouts", "space", "illegal config", "purity", "correctness",
+        "in place",
     }  # fmt: skip
     assert result.performance
     for figure in result.performance:

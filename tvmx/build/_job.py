@@ -31,7 +31,7 @@ class KernelBuild:
     ``workload``, ``config`` and ``target`` are JSON (:meth:`of` makes them). The library goes
     to ``folder``, under a name that depends on the whole job, and exports ``symbol``. With
     ``describe_only`` the kernel is scheduled and described, but not compiled: tens of
-    milliseconds; such jobs are done before all others.
+    milliseconds; such jobs are done before all others. ``with_assembly`` asks for LLVM's assembly.
     """
 
     workload: str
@@ -42,6 +42,7 @@ class KernelBuild:
     folder: str
     symbol: str = SYMBOL
     describe_only: bool = False
+    with_assembly: bool = False
 
     @classmethod
     def of(
@@ -101,6 +102,7 @@ class BuildResult:
     arguments: tuple[tuple[tuple[int, ...], str], ...] = ()
     scratch_bytes: int = 0
     features: Mapping[str, float] = field(default_factory=dict)
+    assembly: str = ""
     seconds: float = 0.0
     error: BuildFailure | None = None
 

@@ -11,6 +11,8 @@ from tvmx import _tvm
 from tvmx._tvm import relax, tvm
 from tvmx.build._link import fcompile
 from tvmx.build._memory import arena_bytes, scratch_bytes
+from tvmx.build._place import plan_memory
+from tvmx.build._views import write_views
 from tvmx.build._weights import constant_tensors, include_options, take_weights, tensor_bytes
 from tvmx.errors import BuildError
 from tvmx.targets import Target
@@ -53,7 +55,8 @@ def build_network(mod: Any, target: Target, path: Path) -> NetworkBuild:
         raise BuildError(f"cannot compile the network for target {target.name!r}: {text}") from err
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tvmx-build-") as folder:
-        sources = table.write(Path(folder)) if table.tensors else []
+        sources = [write_views(Path(folder))]
+        sources += table.write(Path(folder)) if table.tensors else []
         executable.export_library(
             str(path),
             fcompile=fcompile(target, include_options()),
@@ -72,13 +75,19 @@ def build_network(mod: Any, target: Target, path: Path) -> NetworkBuild:
 def _lower(mod: Any, target: Target) -> Any:
     """Relax's CPU pipeline from LegalizeOps to the VM's form, without its fusion passes."""
     transform = relax.transform
+
+    @tvm.transform.module_pass(opt_level=0, name="PlanMemory")  # type: ignore[untyped-decorator]
+    def plan(mod: Any, context: Any) -> Any:
+        del context
+        return plan_memory(mod)
+
     passes = [
         transform.LegalizeOps(),
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
+        plan,
         transform.LowerAllocTensor(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),

@@ -80,7 +80,9 @@ def _build(job: KernelBuild, start: float) -> BuildResult:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tvmx-build-") as folder:
         object_file = Path(folder) / f"{job.symbol}.o"
-        _tvm.build_module(module, target).write_to_file(str(object_file))
+        code = _tvm.build_module(module, target)
+        code.write_to_file(str(object_file))
+        assembly = str(code.inspect_source("asm")) if job.with_assembly else ""
         digest = hashlib.sha256(object_file.read_bytes()).hexdigest()
         link([object_file], library, target)
     return BuildResult(
@@ -89,6 +91,7 @@ def _build(job: KernelBuild, start: float) -> BuildResult:
         arguments=_arguments(func),
         scratch_bytes=scratch,
         features=features,
+        assembly=assembly,
         seconds=time.perf_counter() - start,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from tvmx.errors import UsageError
 from tvmx.ir import (
@@ -155,21 +155,23 @@ def _all_int8(forms: set[str]) -> bool:
 def estimate_arena(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> int:
     """Bytes of activations alive together at the worst moment, values in their layouts.
 
-    For ranking plans. What StaticPlanBlockMemory allocates for a whole network is up to two
-    thirds more, because its storages do not fit each other perfectly, or less where
-    element-wise operators are fused; what is reported for a candidate is the planned figure of
-    its own build. ``chosen`` maps layer index to implementation.
+    For ranking plans; what is reported for a candidate is the planned figure of its own build.
+    Concatenations are taken to be computed part by part in place, and residuals to be added up
+    where they are if that is their last use. ``chosen`` maps layer index to implementation.
     """
     kernels = list(_kernels(graph, chosen))
-    last_read = {block: i for i, (_, reads) in enumerate(kernels) for block in reads}
+    last_read = {block: i for i, kernel in enumerate(kernels) for block in kernel.reads}
     last_read |= dict.fromkeys(((v, PLAIN) for v in graph.outputs), len(kernels))
     live: dict[_Block, int] = {}
     peak = 0
-    for index, (made, reads) in enumerate(kernels):
-        value, layout = made
-        live[made] = value_bytes(graph.shapes[value], layout)
+    for index, kernel in enumerate(kernels):
+        for block in kernel.shares:
+            if kernel.joins or (last_read[block] <= index and kernel.reads.count(block) == 1):
+                live.pop(block, None)
+        value, layout = kernel.made
+        live[kernel.made] = value_bytes(graph.shapes[value], layout)
         peak = max(peak, sum(live.values()))
-        for block in (made, *reads):
+        for block in (kernel.made, *kernel.reads):
             if last_read.get(block, index) <= index:
                 live.pop(block, None)  # the network's inputs are the caller's
     return peak
@@ -179,18 +181,29 @@ _Block = tuple[int, str]
 """A value in one of its layouts: one piece of memory."""
 
 
-def _kernels(
-    graph: NetworkGraph, chosen: Mapping[int, Implementation]
-) -> Iterator[tuple[_Block, list[_Block]]]:
-    """What each kernel writes and reads, in order, layout conversions among them."""
+class _Kernel(NamedTuple):
+    """What a kernel writes and reads; ``shares`` of that may be in the memory it writes."""
+
+    made: _Block
+    reads: list[_Block]
+    shares: Sequence[_Block] = ()
+    joins: bool = False
+
+
+def _kernels(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> Iterator[_Kernel]:
+    """The kernels in order, layout conversions among them."""
     walk = LayoutWalk(graph)
 
-    def convert(conversions: Sequence[Conversion]) -> Iterator[tuple[_Block, list[_Block]]]:
+    def convert(conversions: Sequence[Conversion]) -> Iterator[_Kernel]:
         for c in conversions:
-            yield (c.value, c.destination), [(c.value, c.source)]
+            yield _Kernel((c.value, c.destination), [(c.value, c.source)])
 
     for node in graph.nodes:
         placed = walk.step(node, None if node.layer is None else chosen.get(node.layer))
         yield from convert(placed.conversions)
-        yield (node.output, placed.writes), list(zip(node.inputs, placed.reads, strict=True))
+        reads = list(zip(node.inputs, placed.reads, strict=True))
+        joins = node.kind == "concat" and graph.shapes[node.output][0] == 1
+        shares = reads if joins else reads[1:] if node.layer is not None else []
+        shares = [block for block in shares if block[1] == placed.writes]
+        yield _Kernel((node.output, placed.writes), reads, shares, joins)
     yield from convert(walk.finish())

@@ -16,7 +16,8 @@ from tvmx.passes._quantise import activations_of, params_of, tie
 from tvmx.passes._simulate import Simulator, Values
 
 __all__ = [
-    "CONCAT", "IN_PLACE", "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values", "activations_of",
-    "baseline_plan", "check_replay", "choose", "conversion_name", "convert", "extract_layers",
-    "finish_relax", "int8_plan", "lower", "params_of", "tie", "transfer_plan", "versions",
+    "CONCAT", "IN_PLACE", "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values",
+    "activations_of", "baseline_plan", "check_replay", "choose", "conversion_name", "convert",
+    "extract_layers", "finish_relax", "int8_plan", "lower", "params_of", "tie", "transfer_plan",
+    "versions",
 ]  # fmt: skip

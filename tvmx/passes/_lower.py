@@ -28,14 +28,14 @@ from tvmx.passes._default_schedule import schedule_rest
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
 from tvmx.passes._lrn import Lrn, lrn_kernel
+from tvmx.passes._memory_marks import IN_PLACE, OPAQUE, mark_concats
 from tvmx.passes._operator import Operator
 from tvmx.passes._quantise import check_activations, layer_params, params_of
+from tvmx.passes._vector_math import LEGALIZE
 
 if TYPE_CHECKING:
     from tvmx.targets import Target
     from tvmx.templates import Kernel, Registry
-
-_OPAQUE_PATTERN = 8  # relax's OpPatternKind::kOpaque: FuseOps leaves the kernel alone
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,16 @@ class _Lowering:
                 kernel = template.build(workload, choice.knobs, self.target)
             except TemplateError as err:
                 raise type(err)(f"layer {step.layer.name!r}: {err.message}", hint=err.hint) from err
-            self.kernels[key] = (kernel, self._add(kernel.func, impl.template))
+            func = kernel.func
+            if workload.epilogue.residual and kernel.in_place:
+                func = func.with_attr(IN_PLACE, [len(func.params) - 2])
+            self.kernels[key] = (kernel, self._add(func, impl.template))
         return self.kernels[key]
 
     def _add(self, func: Any, name: str) -> Any:
         """Add a scheduled kernel as it is: no pass touches it any more."""
         func = func.without_attr("global_symbol")
-        func = func.with_attrs({"tirx.is_scheduled": True, "op_pattern": _OPAQUE_PATTERN})
+        func = func.with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
         return self.bb.add_func(func, name)
 
     def _lrn(self, lrn: Lrn, data: Any, layout: str) -> Any:
@@ -259,8 +262,9 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
 def finish_relax(mod: Any, target: Target) -> Any:
     """Legalise, fuse and schedule what is left of high-level Relax."""
     t = relax.transform
+    mod = mark_concats(mod)
     passes = [
-        t.LegalizeOps(),
+        t.LegalizeOps(LEGALIZE),
         t.AnnotateTIROpPattern(),
         t.FuseOps(),
         t.FuseTIR(),

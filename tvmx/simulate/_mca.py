@@ -97,6 +97,19 @@ class Analyser:
             found += self._batch(blocks[start : start + _BATCH])
         return found
 
+    def loop_cycles(self, loops: Sequence[Sequence[str]]) -> list[float | None]:
+        """Cycles of an iteration of each loop, given in assembly; None where nothing is known.
+
+        Raises:
+            SimulationError: llvm-mca does not run, or does not know the core.
+        """
+        texts = {
+            number: [plain for line in lines for plain in _plain(line)]
+            for number, lines in enumerate(loops)
+        }
+        found = self._cycles({i: text for i, text in texts.items() if text}, _FEW)
+        return [found[i][1] / 1000 if i in found else None for i in texts]
+
     def _batch(self, blocks: Sequence[Code]) -> list[int]:
         texts = self._disassemble(blocks)
         cycles: dict[int, tuple[int, int]] = {}

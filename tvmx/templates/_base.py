@@ -16,6 +16,7 @@ from tvmx.ir._config import Config
 from tvmx.ir._implementation import Precision
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
+from tvmx.templates._writes import writes_once
 
 Array = npt.NDArray[np.float32]
 Constant = npt.NDArray[Any]
@@ -39,6 +40,16 @@ class Kernel:
     pack_weight: Callable[[Array], Array] | None = None
     pack_bias: Callable[[Array], Array] | None = None
     pack: Callable[[LayerConstants], tuple[Constant, ...]] | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the output may be the residual's own memory.
+
+        Found out from ``func`` (see :func:`writes_once`): each element of the output is written
+        once, so nothing is added a second time to what was already added up there. The contract
+        does the rest: an element of the output depends on that one element of the residual.
+        """
+        return writes_once(self.func)
 
     def constants(self, layer: LayerConstants) -> tuple[Constant, ...]:
         """The kernel's constants for a layer, packed, in the order of its buffers."""

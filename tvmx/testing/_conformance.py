@@ -153,11 +153,33 @@ def check_correctness(
     return f"{count} kernels, worst error {worst:.1e} of the range"
 
 
+def check_in_place(
+    template: ScheduleTemplate, workloads: Sequence[AnyWorkload], target: Target
+) -> str:
+    """A kernel that may work in place computes the same when it does."""
+    count = 0
+    for workload in (w for w in workloads if w.epilogue.residual):
+        space = template.space(workload, target)
+        for config in dict.fromkeys([space.default, space.points()[0]]):
+            if not template.build(workload, config, target).in_place:
+                continue
+            where = f"{workload.describe()} with {config!r}, in place"
+            apart = _evaluate(template, workload, target, config, where)
+            result = _evaluate(template, workload, target, config, where, in_place=True)
+            allowed = 0.0 if workload.dtype == "int8" else TOLERANCE
+            assert result.relative <= apart.relative + allowed, (
+                f"{where}: off by {result.absolute:.3g}, by {apart.absolute:.3g} elsewhere"
+            )
+            count += 1
+    return f"{count} kernels may add to the residual in place"
+
+
 def _evaluate(
-    template: ScheduleTemplate, workload: AnyWorkload, target: Target, config: Config, where: str
-) -> Any:
+    template: ScheduleTemplate, workload: AnyWorkload, target: Target, config: Config, where: str,
+    in_place: bool = False,
+) -> Any:  # fmt: skip
     try:
-        return evaluate_template(template, workload, target, config)
+        return evaluate_template(template, workload, target, config, in_place=in_place)
     except Exception as err:
         lines = [line for line in str(err).splitlines() if line.strip()]
         text = " ".join(lines[-3:])[:400]
@@ -171,4 +193,5 @@ CHECKS: dict[str, Check] = {
     "illegal config": check_illegal_config,
     "purity": check_purity,
     "correctness": check_correctness,
+    "in place": check_in_place,
 }

@@ -40,8 +40,11 @@ def evaluate_template(
     config: Config | None = None,
     *,
     timed: bool = False,
+    in_place: bool = False,
 ) -> Evaluation:
     """Build ``config`` (the default when None), run it on random operands, compare, time it.
+
+    ``in_place``: the output is the residual's own memory; no figure of such a run is of use.
 
     Raises:
         UsageError: ``target`` is not this machine's architecture.
@@ -53,7 +56,8 @@ def evaluate_template(
     kernel = template.build(workload, config or template.space(workload, target).default, target)
     operands = make_operands(workload)
     arrays = kernel_arrays(template, kernel, workload, target, operands)
-    run = _Loaded(kernel.func, target, arrays)
+    func = kernel.func.with_attr("tirx.noalias", False) if in_place else kernel.func
+    run = _Loaded(func, target, arrays, in_place)
     run()
     layout = template.layouts(workload, target)[1]
     got = run.output()
@@ -97,12 +101,16 @@ def kernel_arrays(
 class _Loaded:
     """A compiled function with its arguments on the device. No linker is involved."""
 
-    def __init__(self, func: Any, target: Target, arrays: list[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, func: Any, target: Target, arrays: list[npt.NDArray[Any]], in_place: bool = False
+    ) -> None:
         from tvmx import _tvm
 
         module = _tvm.tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
         self._module = _tvm.build_module(module, target)
         self._arguments = [_tvm.tvm.runtime.tensor(a) for a in arrays]
+        if in_place:
+            self._arguments[-1] = self._arguments[-2]  # residual and output come last
 
     def __call__(self) -> None:
         self._module["kernel"](*self._arguments)

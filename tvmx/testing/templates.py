@@ -80,6 +80,9 @@ class TemplateTestCase:
             self.template, self.cases, self.target, random_configs=self.random_configs
         )
 
+    def test_kernels_in_place_compute_the_same(self) -> None:
+        conformance.check_in_place(self.template, self.cases, self.target)
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
