@@ -166,6 +166,14 @@ def explore_model(
             "starts from. May be repeated.",
         ),
     ] = None,
+    prefilter: Annotated[
+        bool,
+        typer.Option(
+            "--prefilter",
+            help="Do not measure kernels whose inner loop llvm-mca finds slow on the target's core "
+            "(AArch64).",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of every choice.")] = 0,
     out: Annotated[
         Path | None,
@@ -223,6 +231,7 @@ def explore_model(
         manners=manners,
         schedules=folders,
         learn_from=tuple(learn_from or ()),
+        prefilter=prefilter,
         seed=seed,
         fresh=fresh,
     )

@@ -18,6 +18,7 @@ from tvmx.ir import Config, Implementation, to_physical
 from tvmx.measure import KernelJob, Manners, Measurement, OnResult, Runner, TimingPolicy
 from tvmx.store import Journal, MeasurementKey, MeasurementRecord
 from tvmx.targets import Target
+from tvmx.tune import Prefilter
 
 if TYPE_CHECKING:
     from tvmx.ir import Conv2dWorkload, DenseWorkload
@@ -75,16 +76,18 @@ class KernelEvaluator:
     """Turns (task, config) into journalled measurements.
 
     A candidate the journal knows is neither built nor measured again, whether it succeeded
-    or failed. Equal binaries of one workload are measured once. Counts ``measured``,
+    or failed. Equal binaries of one workload are measured once. A ``prefilter`` drops what it finds
+    slow before it is measured, except defaults; of that nothing is journalled. Counts ``measured``,
     ``recalled`` and ``failed``. ``policy`` is how kernels are timed.
     """
 
     def __init__(
         self, *, target: Target, target_key: str, device: str, manners: Manners,
         versions: dict[str, str], journal: Journal, runner: Runner, pool: BuildPool, folder: Path,
+        prefilter: Prefilter | None = None,
     ) -> None:  # fmt: skip
         self._target, self._target_key, self._device = target, target_key, device
-        self._manners, self._versions = manners, versions
+        self._manners, self._versions, self._prefilter = manners, versions, prefilter
         self.policy = kernel_policy(manners, target)
         self._journal, self._runner, self._pool, self._folder = journal, runner, pool, folder
         self._operands: OrderedDict[str, Operands] = OrderedDict()
@@ -116,8 +119,10 @@ class KernelEvaluator:
         record = self._journal.lookup(key)
         return None if record is None else Measurement.model_validate(record.measurement)
 
-    def finish(self, batch: list[Pending]) -> list[Measurement]:
+    def finish(self, batch: list[Pending]) -> list[Measurement | None]:
         """Wait for the builds of a batch, measure them, journal all; in the order given.
+
+        None stands for what the prefilter dropped.
 
         Raises:
             DeviceError: the device failed again and again; nothing measured is lost.
@@ -141,8 +146,28 @@ class KernelEvaluator:
             else:
                 assert built.library is not None
                 jobs.append((index, self._job(pending, built.library), built.digest))
-        self._measure(batch, jobs, results)
-        return [r for r in results if r is not None]
+        self._measure(batch, jobs if self._prefilter is None else self._kept(batch, jobs), results)
+        return results
+
+    def _kept(
+        self, batch: list[Pending], jobs: list[tuple[int, KernelJob, str]]
+    ) -> list[tuple[int, KernelJob, str]]:
+        """The jobs that the prefilter lets through."""
+        assert self._prefilter is not None
+        groups: dict[str, list[tuple[int, KernelJob, str]]] = {}
+        for job in jobs:
+            task = batch[job[0]].task
+            groups.setdefault(f"{task.variant.digest} {task.entry.name}", []).append(job)
+        kept = []
+        for group, members in groups.items():
+            pending = [batch[index] for index, _, _ in members]
+            code = [p.build.result().assembly for p in pending if p.build is not None]
+            passed = self._prefilter.keep(group, code)
+            for member, one, good in zip(members, pending, passed, strict=True):
+                space = one.task.entry.template.space(one.task.variant, self._target)
+                if good or one.config == space.default:
+                    kept.append(member)
+        return sorted(kept, key=lambda job: job[0])
 
     def others(self, named: Sequence[tuple[str, Callable[[], KernelJob]]]) -> list[Measurement]:
         """Measurements of what is no layer (conversions), journalled by name; in order."""
@@ -203,9 +228,10 @@ class KernelEvaluator:
         return {"threads": cores.threads, "cores": cores.cluster, "cache": self._manners.cache}
 
     def _build_job(self, task: Task, config: Config) -> KernelBuild:
-        return KernelBuild.of(
+        job = KernelBuild.of(
             task.variant, task.entry.name, task.entry.path, config, self._target, self._folder
         )
+        return replace(job, with_assembly=self._prefilter is not None)
 
     def _named_key(self, name: str) -> MeasurementKey:
         return MeasurementKey(

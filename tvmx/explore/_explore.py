@@ -50,6 +50,7 @@ from tvmx.measure import (
 from tvmx.passes import baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
+from tvmx.tune import Prefilter
 
 _ROUNDS = 15
 _DEFAULT_BUDGET_S = 600.0
@@ -87,6 +88,7 @@ class _Exploration:
             exact=request.data is None,
         )  # fmt: skip
         self.layers = self.context.covered
+        self.prefilter = Prefilter(self.context.target) if request.prefilter else None
         self.lessons = lessons(request.learn_from, self.context.target_key, request.manners)
         self.metric = load_metric(request.metric) if request.metric else DEFAULT_METRIC
         self.data = self._load_data()
@@ -200,7 +202,7 @@ class _Exploration:
             target=self.context.target, target_key=self.context.target_key,
             device=recorded_key(self.request.tracker, self.runner), manners=self.request.manners,
             versions=versions(), journal=self.folder.journal, runner=self.runner, pool=pool,
-            folder=self.folder.work / "kernels",
+            folder=self.folder.work / "kernels", prefilter=self.prefilter,
         )  # fmt: skip
 
     def _load_data(self) -> Dataset | None:
@@ -299,6 +301,11 @@ class _Exploration:
             [t.task for t in tuning.tuned
              if (t.task.workload.digest, t.task.implementation) in wanted]
         )  # fmt: skip
+        if self.prefilter is not None:
+            self.notes.append(
+                f"{self.prefilter.dropped} kernels were not measured: llvm-mca found their inner "
+                "loops slow"
+            )
         if not self.runner.simulated:  # a simulated figure is the same again
             self.progress.stage("re-time")
             tuning.retime()

@@ -23,7 +23,8 @@ class ExploreRequest:
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
     ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found.
     ``manners`` say how the devices are used: cores, deadlines, patience. ``learn_from`` are
-    folders of earlier runs that the knob tuner starts from.
+    folders of earlier runs that the knob tuner starts from. ``prefilter``: candidates whose inner
+    loop llvm-mca finds slow are not measured.
     """
 
     model: Path
@@ -43,6 +44,7 @@ class ExploreRequest:
     manners: Manners = field(default_factory=Manners)
     schedules: tuple[Path, ...] = ()
     learn_from: tuple[Path, ...] = ()
+    prefilter: bool = False
     seed: int = 0
     fresh: bool = False
 

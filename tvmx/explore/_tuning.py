@@ -254,6 +254,9 @@ class KernelTuning:
             done = flying.popleft()
             results = self.evaluator.finish([pending for _, pending in done])
             for (tuned, pending), measurement in zip(done, results, strict=True):
+                if measurement is None:
+                    self._started -= 1
+                    continue
                 tuned.observe(pending.config, measurement, pending.features())
                 self.trials += 1
             self.on_batch(self)

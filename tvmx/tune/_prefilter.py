@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tvmx.errors import SimulationError, UsageError
 from tvmx.simulate._core import simulated_core
 from tvmx.simulate._mca import analyser
 from tvmx.targets import Target
@@ -12,7 +13,7 @@ from tvmx.targets import Target
 MARGIN = 1.3
 """How much slower than the best of its kind an inner loop may be: llvm-mca knows no caches."""
 _LABEL = re.compile(r"^(\.L\w+):")
-_BRANCH = re.compile(r"^\s+(?:b\.\w+\s+|cbn?z\s+\w+, |tbn?z\s+\w+, \S+ )(\.L\w+)")
+_BRANCH = re.compile(r"^\s+(?:b(?:\.\w+)?\s+|cbn?z\s+\w+, |tbn?z\s+\w+, \S+ )(\.L\w+)")
 _INSTRUCTION = re.compile(r"^\t[a-z]")
 _MULTIPLY = re.compile(
     r"^\s+(?:fml[as]l?2?|fmul|fmadd|[su]ml[as]l2?|[su]mull2?|[su]dot|usdot|[su]mmla)\s"
@@ -28,12 +29,15 @@ class Prefilter:
     on in-order cores bad orders of loads; what memory costs it does not know.
 
     Raises:
-        SimulationError: no AArch64 core that LLVM has tables of, or no llvm-mca.
+        UsageError: no AArch64 core that LLVM has tables of, or no llvm-mca.
     """
 
     def __init__(self, target: Target, margin: float = MARGIN) -> None:
-        core = simulated_core(target)
-        self._analyser = analyser(core.triple, core.mca_cpu, core.mca_attrs)
+        try:
+            core = simulated_core(target)
+            self._analyser = analyser(core.triple, core.mca_cpu, core.mca_attrs)
+        except SimulationError as err:
+            raise UsageError(f"--prefilter: {err.message}", hint=err.hint) from err
         self._margin = margin
         self._best: dict[str, float] = {}
         self.dropped = 0
@@ -64,18 +68,20 @@ def inner_loop(assembly: str) -> list[str]:
     """Instructions of the loop that multiplies most, of those that hold no other; may be empty."""
     lines = assembly.splitlines()
     labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    back = [
+        (start, end)
+        for end, line in enumerate(lines)
+        if (branch := _BRANCH.match(line)) and (start := labels.get(branch[1], end)) < end
+    ]
     best: list[str] = []
     most = 0
-    for end, line in enumerate(lines):
-        branch = _BRANCH.match(line)
-        start = labels.get(branch[1], end) if branch else end
-        body = lines[start + 1 : end + 1]
-        if not body or any(_BRANCH.match(inner) for inner in body[:-1]):
+    for start, end in back:
+        if any(
+            start <= inner and last < end for inner, last in back if (inner, last) != (start, end)
+        ):
             continue
-        count = sum(1 for inner in body if _MULTIPLY.match(inner))
+        body = [line for line in lines[start : end + 1] if _INSTRUCTION.match(line)]
+        count = sum(1 for line in body if _MULTIPLY.match(line))
         if count > most:
-            most = count
-            best = [
-                inner.split("//")[0].rstrip() for inner in body[:-1] if _INSTRUCTION.match(inner)
-            ]
+            most, best = count, [line.split("//")[0].rstrip() for line in body]
     return best
