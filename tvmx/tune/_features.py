@@ -1,11 +1,9 @@
-"""Features of configs for the cost model: knobs, workload, and how the two fit together."""
+"""Features of configs by their knobs alone, and how these divide the layer's dimensions."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,52 +13,26 @@ from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 from tvmx.targets import Target
 
 Matrix = npt.NDArray[np.float32]
-_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4}
+Columns = dict[str, npt.NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
-class FeatureTable:
-    """Named feature columns: ``matrix`` has shape (rows, len(names)), float32."""
-
-    names: tuple[str, ...]
-    matrix: Matrix
-
-    def aligned(self, names: Sequence[str]) -> Matrix:
-        """The columns in the order of ``names``; what this table lacks is zero."""
-        column = {name: i for i, name in enumerate(self.names)}
-        wanted = np.zeros((len(self.matrix), len(names)), np.float32)
-        for j, name in enumerate(names):
-            if name in column:
-                wanted[:, j] = self.matrix[:, column[name]]
-        return wanted
-
-    def varying(self) -> Matrix:
-        """Only the columns that differ between rows: all that a model of one workload needs."""
-        if not len(self.matrix):
-            return self.matrix
-        keep = (self.matrix != self.matrix[0]).any(axis=0)
-        return np.ascontiguousarray(self.matrix[:, keep])
-
-
-def config_features(
+def knob_features(
     space: Space,
     configs: Sequence[Config],
     workload: Conv2dWorkload | DenseWorkload,
     target: Target,
-) -> FeatureTable:
-    """Features of ``configs`` of a template's space for one workload on one target.
-
-    Column names depend on the knobs and the kind of workload only, not on its sizes, so that
-    the rows of several workloads of a template can train one model:
+) -> tuple[tuple[str, ...], Matrix]:
+    """Names and values (configs, columns) of what differs between configs of a space.
 
     - ``knob:NAME`` and ``log2:NAME`` of numeric knobs, ``is:NAME=VALUE`` of the others;
     - ``prod:A*B``, log2 of the products of pairs of numeric knobs (tile sizes), ``prod:all``;
     - ``fit:NAME/DIM`` log2 of knob over dimension, ``rest:NAME/DIM`` the wasted share when the
-      dimension is rounded up to a multiple of the knob;
-    - ``dim:DIM`` log2, MACs, bytes, arithmetic intensity (MACs per byte), target lanes and caches.
+      dimension is rounded up to a multiple of the knob.
+
+    Columns that are the same for all configs are left out.
     """
-    columns: dict[str, npt.NDArray[np.float64]] = {}
-    numeric: dict[str, npt.NDArray[np.float64]] = {}
+    columns: Columns = {}
+    numeric: Columns = {}
     for name, values in space.knobs.items():
         chosen = [config[name] for config in configs]
         if all(_is_number(v) for v in values):
@@ -71,12 +43,10 @@ def config_features(
             for value in values:
                 columns[f"is:{name}={value}"] = np.array([float(v == value) for v in chosen])
     _add_products(columns, numeric)
-    dims = _dimensions(workload)
-    _add_fits(columns, numeric, dims, target.lanes(workload.dtype))
-    for name, constant in (_constants(workload, target) | _log_dims(dims)).items():
-        columns[name] = np.full(len(configs), constant)
-    matrix = np.stack(list(columns.values()), axis=1).astype(np.float32)
-    return FeatureTable(tuple(columns), matrix)
+    _add_fits(columns, numeric, _dimensions(workload), target.lanes(workload.dtype))
+    varying = {name: v for name, v in columns.items() if len(v) and (v != v[0]).any()}
+    matrix = np.array(list(varying.values()), np.float32).reshape(len(varying), len(configs))
+    return tuple(varying), np.ascontiguousarray(matrix.T)
 
 
 def _is_number(value: KnobValue) -> bool:
@@ -87,21 +57,14 @@ def _log2(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.log2(np.maximum(values, 0.5))
 
 
-def _add_products(
-    columns: dict[str, npt.NDArray[np.float64]], numeric: dict[str, npt.NDArray[np.float64]]
-) -> None:
+def _add_products(columns: Columns, numeric: Columns) -> None:
     for a, b in itertools.combinations(numeric, 2):
         columns[f"prod:{a}*{b}"] = columns[f"log2:{a}"] + columns[f"log2:{b}"]
     if numeric:
         columns["prod:all"] = np.sum([columns[f"log2:{name}"] for name in numeric], axis=0)
 
 
-def _add_fits(
-    columns: dict[str, npt.NDArray[np.float64]],
-    numeric: dict[str, npt.NDArray[np.float64]],
-    dims: dict[str, int],
-    lanes: int,
-) -> None:
+def _add_fits(columns: Columns, numeric: Columns, dims: dict[str, int], lanes: int) -> None:
     fitted = {**dims, **{f"{d}_vectors": -(-dims[d] // lanes) for d in dims if d in ("ic", "oc")}}
     for (name, values), (dim, size) in itertools.product(numeric.items(), fitted.items()):
         step = np.maximum(values, 1.0)
@@ -118,29 +81,3 @@ def _dimensions(workload: Conv2dWorkload | DenseWorkload) -> dict[str, int]:
         "oh": workload.out_height,
         "ow": workload.out_width,
     }
-
-
-def _log_dims(dims: dict[str, int]) -> dict[str, float]:
-    return {f"dim:{name}": math.log2(size) for name, size in dims.items()}
-
-
-def _constants(workload: Conv2dWorkload | DenseWorkload, target: Target) -> dict[str, float]:
-    shapes = (workload.data_shape, workload.weight_shape, workload.out_shape)
-    moved = sum(math.prod(shape) for shape in shapes) * _BYTES[workload.dtype]
-    constants = {
-        "macs": math.log2(workload.macs),
-        "bytes": math.log2(moved),
-        "intensity": math.log2(workload.macs / moved),
-        "target:lanes": float(target.lanes(workload.dtype)),
-        "target:registers": float(target.vector_registers),
-        "target:in_order": float(target.big.in_order),
-        "target:l1d_kib": math.log2(max(1, target.big.l1d_kib)),
-        "target:l2_kib": math.log2(max(1, target.big.l2_kib)),
-    }
-    if isinstance(workload, Conv2dWorkload):
-        constants |= {
-            "kernel_area": float(workload.kernel[0] * workload.kernel[1]),
-            "stride_area": float(workload.strides[0] * workload.strides[1]),
-            "groups": math.log2(workload.groups),
-        }
-    return constants

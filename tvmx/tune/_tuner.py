@@ -14,8 +14,8 @@ from tvmx.errors import MeasureError, UsageError
 from tvmx.ir._config import Config, Space
 from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 from tvmx.targets import Target
-from tvmx.tune._features import config_features
-from tvmx.tune._model import CostModel
+from tvmx.tune._features import knob_features
+from tvmx.tune._imitation import Imitation
 from tvmx.tune._ranker import Ranker
 from tvmx.tune._sampler import neighbours, spread, unit_points
 
@@ -207,9 +207,8 @@ class KnobTuner:
         if len(known) < 2 or not len(free) or not count:
             return []
         if self._knobs is None:
-            table = config_features(self.space, self._points, self.workload, self.target)
-            self._knobs = table.varying()
-        model = CostModel(int(rng.integers(2**31)))
+            _, self._knobs = knob_features(self.space, self._points, self.workload, self.target)
+        model = Imitation(int(rng.integers(2**31)))
         model.fit(self._knobs[known], self._scores(known))
         # Shuffled first: configs in the same leaves tie, and ties must not favour low indices.
         pool = rng.permutation(free)

@@ -1,4 +1,4 @@
-"""The cost model: gradient-boosted trees on log latency (XGBoost)."""
+"""A model of the knobs alone that imitates the ranker (XGBoost)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PARAMETERS: dict[str, Any] = {
 }
 
 
-class CostModel:
-    """Predicts log latency from features. Deterministic for equal data and seed.
+class Imitation:
+    """Predicts the ranker's scores from knobs, for configs that nobody has described.
 
-    Method: T. Chen et al., "Learning to optimize tensor programs", NeurIPS 2018, section 3.
+    Scoring thousands of configs takes it milliseconds. Deterministic for equal data and seed.
     """
 
     def __init__(self, seed: int) -> None:
