@@ -6,9 +6,10 @@ the float network, and are held to that exactly, not to the float outputs loosel
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,26 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
 }
 """Environment a measuring process must be started with."""
+
+_SETTLE_S = 0.02  # threads of the candidate before wait for work, spinning, for some milliseconds
+
+
+def thread_count() -> int:
+    """Threads of every candidate: what this process was started with."""
+    return int(os.environ.get("TVM_NUM_THREADS", "1"))
+
+
+@contextlib.contextmanager
+def started_with(threads: int) -> Iterator[None]:
+    """Processes started inside are for candidates of so many threads."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(ONE_THREAD, str(threads)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
 
 _ROUND_S = 0.1  # each candidate's share of a round lasts at least this long
 _MOST_CALLS = 50
@@ -52,7 +73,7 @@ class Candidate:
 
 
 def onnxruntime_candidate(
-    name: str, model: Path, inputs: Sequence[Array], expected: Expectation, threads: int = 1
+    name: str, model: Path, inputs: Sequence[Array], expected: Expectation
 ) -> Candidate:
     """ONNX Runtime with all its optimisations, inputs and outputs bound once.
 
@@ -61,7 +82,7 @@ def onnxruntime_candidate(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count()
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -86,7 +107,7 @@ def onnxruntime_candidate(
 def vm_candidate(
     name: str, built: Any, inputs: Sequence[Array], expected: Expectation
 ) -> Candidate:
-    """A library (path) or an executable of ``relax.build`` in TVM's VM, 1 thread."""
+    """A library (path) or an executable of ``relax.build`` in TVM's VM."""
     from tvmx._tvm import tvm
 
     machine = load_machine(built, inputs)
@@ -103,7 +124,7 @@ def load_machine(built: Any, inputs: Sequence[Array]) -> Any:
     """A ``relax.VirtualMachine`` with its inputs set."""
     from tvmx._tvm import relax, tvm
 
-    tvm.get_global_func("runtime.config_threadpool")(1, 1)
+    tvm.get_global_func("runtime.config_threadpool")(1, thread_count())
     loaded = tvm.runtime.load_module(str(built)) if isinstance(built, Path) else built
     machine = relax.VirtualMachine(loaded, tvm.cpu())
     machine.set_input("main", *(tvm.runtime.tensor(array) for array in inputs))
@@ -195,8 +216,14 @@ def _calls(candidate: Candidate) -> int:
 
 
 def _time(run: Callable[[], object], calls: int) -> tuple[float, float]:
-    """Wall and CPU seconds per call, after one call that brings the caches over."""
-    if calls > 1:
+    """Wall seconds, and CPU seconds of this thread, per call.
+
+    After one call that brings the caches over, which a long network's only call does itself, but
+    for several threads: theirs must be woken.
+    """
+    if thread_count() > 1:
+        time.sleep(_SETTLE_S)
+    if calls > 1 or thread_count() > 1:
         run()
     started, running = time.perf_counter(), time.thread_time()
     for _ in range(calls):

@@ -64,7 +64,7 @@ def measure_layer(
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "layer.onnx"
         write_onnx(workload, weight, bias, model)
-        candidates.append(onnxruntime_candidate(ORT, model, [operands.data], right, threads))
+        candidates.append(onnxruntime_candidate(ORT, model, [operands.data], right))
     return LayerFigures(
         layer=layer,
         workload=workload.canonical(),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks._candidates import Candidate, Expectation
+from benchmarks._candidates import Candidate, Expectation, thread_count
 from benchmarks._folder import Folder
 from benchmarks._sim_peers import MNN, NCNN, PNNX, convert_mnn, convert_ncnn, install_wheels
 
@@ -46,7 +46,7 @@ class PeerError(Exception):
 def peer_candidates(
     folder: Folder, wheels: Path, inputs: Sequence[Array], expected: Expectation
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """One candidate for each peer, 1 thread, float32, and why there is none of the others.
+    """One candidate for each peer, float32, and why there is none of the others.
 
     Call it in a process of its own.
     """
@@ -64,7 +64,7 @@ def _openvino(folder: Folder, inputs: Sequence[Array], expected: Expectation) ->
     import openvino as ov
 
     settings = {
-        "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": thread_count(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
     request = ov.Core().compile_model(str(folder.onnx), "CPU", settings).create_infer_request()
@@ -82,7 +82,7 @@ def _ncnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Can
     import ncnn
 
     net = ncnn.Net()
-    net.opt.num_threads, net.opt.use_vulkan_compute = 1, False
+    net.opt.num_threads, net.opt.use_vulkan_compute = thread_count(), False
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     for suffix, load in ((".param", net.load_param), (".bin", net.load_model)):
         if load(f"{folder.ncnn}{suffix}"):
@@ -117,7 +117,8 @@ def _mnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Cand
     os.dup2(quiet, 1)
     os.close(quiet)
     interpreter = MNN.Interpreter(str(folder.mnn))
-    session = interpreter.createSession({"backend": "CPU", "numThread": 1, "precision": "high"})
+    settings = {"backend": "CPU", "numThread": thread_count(), "precision": "high"}
+    session = interpreter.createSession(settings)
     wanted = list(interpreter.getSessionInputAll(session).values())
 
     def tensor(array: Array) -> Any:

@@ -23,9 +23,9 @@ class _Record(BaseModel):
 
 
 class Series(_Record):
-    """One candidate's rounds, in ms per inference, 1 thread.
+    """One candidate's rounds, in ms per inference.
 
-    ``wall_ms`` is what a clock saw; ``cpu_ms`` what the thread got of the core in the same
+    ``wall_ms`` is what a clock saw; ``cpu_ms`` what the calling thread got of the core in the same
     time, and ``busy`` below 1 says that somebody else had the rest. ``max_error`` is the
     largest error against what this candidate must output, over the range of that, and ``limit``
     what was allowed. ``deviation`` is the relative L2 distance from the float network's outputs:
@@ -168,6 +168,9 @@ class NetworkResult(_Record):
     mixed: Mixed | None = None
     explored: Explored | None = None
     main: Rounds | None = None
+    threaded: dict[int, Rounds] = Field(default_factory=dict)
+    """As ``main``, by the number of threads; that is on one."""
+
     untuned: Rounds | None = None
     memory: tuple[Footprint, ...] | None = None
 

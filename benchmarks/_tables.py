@@ -31,6 +31,8 @@ def print_networks(results: Sequence[NetworkResult]) -> None:
     console = _console()
     for make in (_latency_table, _ratio_table, _memory_table, _checked_table):
         console.print(make(results))
+    for threads in sorted({n for result in results for n in result.threaded}):
+        console.print(_threaded_table(results, threads))
     for line in _notes(results):
         console.print(line)
 
@@ -79,6 +81,26 @@ def _ratio_table(results: Sequence[NetworkResult]) -> Table:
     return table
 
 
+def _threaded_table(results: Sequence[NetworkResult], threads: int) -> Table:
+    names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, ORT_INT8)
+    table = _table(
+        f"ms per inference, {threads} threads, median ± interquartile range",
+        "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn", "MNN", "tvmx int8",
+        "ONNX Runtime int8", "defaults / best peer", "explored / best peer", "best peer",
+    )  # fmt: skip
+    for result in results:
+        rounds = result.threaded.get(threads)
+        best = _best_peer(rounds)
+        ratios = [rounds.ratio(name, best) if rounds else None for name in (DEFAULTS, EXPLORED)]
+        table.add_row(
+            result.network,
+            *(_latency(rounds, name) for name in names),
+            *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            best if rounds else "-",
+        )
+    return table
+
+
 def _memory_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "peak resident memory in MB above a process with nothing loaded, 1 thread",
@@ -107,12 +129,18 @@ def _best_peer(rounds: Rounds | None) -> str:
 def _means(results: Sequence[NetworkResult]) -> list[str]:
     """Geometric means over the networks of tvmx against the best peer of each."""
     lines = []
-    for name in (DEFAULTS, EXPLORED):
-        ratios = [r.main.ratio(name, _best_peer(r.main)) for r in results if r.main]
-        known = [ratio for ratio in ratios if ratio is not None]
-        if known:
-            mean = statistics.geometric_mean(known)
-            lines.append(f"{name} / best peer, geometric mean of {len(known)}: {mean:.3f}")
+    for threads in (1, *sorted({n for result in results for n in result.threaded})):
+        found = [r.main if threads == 1 else r.threaded.get(threads) for r in results]
+        measured = [rounds for rounds in found if rounds is not None]
+        for name in (DEFAULTS, EXPLORED):
+            ratios = [rounds.ratio(name, _best_peer(rounds)) for rounds in measured]
+            known = [ratio for ratio in ratios if ratio is not None]
+            if known:
+                mean = statistics.geometric_mean(known)
+                lines.append(
+                    f"{name} / best peer, {threads} thread{'s' * (threads > 1)}, geometric mean of "
+                    f"{len(known)}: {mean:.3f}, worst {max(known):.2f}"
+                )
     return lines
 
 

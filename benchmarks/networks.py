@@ -1,11 +1,11 @@
-"""Whole networks, 1 thread: untuned TVM, tvmx (defaults, int8, explored), and its peers.
+"""Whole networks: untuned TVM, tvmx (defaults, int8, explored), and its peers.
 
 The peers are ONNX Runtime in float and int8, and OpenVINO, ncnn and MNN in float.
 
 ::
 
     python benchmarks/networks.py --out bench
-    python benchmarks/networks.py --out bench --networks resnet50 --budget 10m
+    python benchmarks/networks.py --out bench --networks resnet50 --budget 10m --threads 2
     python benchmarks/networks.py --out bench --profile resnet50 --precision int8
 
 The networks are the onnx package's light models and two MobileNets, all with random weights and
@@ -27,7 +27,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._build import build_defaults, explore_network
-from benchmarks._candidates import ONE_THREAD
+from benchmarks._candidates import ONE_THREAD, started_with
 from benchmarks._folder import MOBILENETS, Folder
 from benchmarks._models import known_networks, prepare_model
 from benchmarks._peers import convert_models, install_peers
@@ -59,6 +59,9 @@ def main(
     networks: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(NETWORKS),
     budget: Annotated[str, typer.Option(help="Exploration per network, such as 3m.")] = "3m",
     rounds: Annotated[int, typer.Option(min=1, help="Paired rounds.")] = 15,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Measure what was built on so many threads too.")
+    ] = 1,
     untuned_rounds: Annotated[int, typer.Option(min=1, help="Rounds with untuned TVM.")] = 2,
     skip_untuned: Annotated[bool, typer.Option("--skip-untuned", help="It takes long.")] = False,
     skip_explored: Annotated[bool, typer.Option("--skip-explored", help="Defaults only.")] = False,
@@ -92,7 +95,7 @@ def main(
             _network(
                 Folder(out.resolve() / _known(name)), None if skip_explored else seconds, rounds,
                 0 if skip_untuned else untuned_rounds, verify_mixed=verify_mixed, fresh=fresh,
-                again=again, wheels=wheels,
+                again=again, wheels=wheels, threads=threads,
             )
             for name in networks.split(",")
         ]  # fmt: skip
@@ -116,8 +119,7 @@ def _seconds(text: str) -> float:
 
 def _network(
     folder: Folder, budget_s: float | None, rounds: int, untuned_rounds: int, *,
-    verify_mixed: bool, fresh: bool, again: bool,
-    wheels: Path | None,
+    verify_mixed: bool, fresh: bool, again: bool, wheels: Path | None, threads: int,
 ) -> NetworkResult:  # fmt: skip
     """Measure what is missing; every finished section is on disk before the next begins."""
     from tvmx.store import make_folder
@@ -128,12 +130,13 @@ def _network(
     result = NetworkResult.load(folder.result) or _empty(folder)
     if again:
         forgotten = ["main", "memory", *(["untuned"] if untuned_rounds else [])]
-        result = result.model_copy(update=dict.fromkeys(forgotten))
+        result = result.model_copy(update={**dict.fromkeys(forgotten), "threaded": {}})
     want_main = result.main is None or (budget_s is not None and result.explored is None)
     want_untuned = bool(untuned_rounds) and result.untuned is None
     want_mixed = verify_mixed and result.mixed is None
     want_memory = want_main or result.memory is None
-    if not (want_main or want_untuned or want_mixed or want_memory):
+    want_threads = threads > 1 and (want_main or threads not in result.threaded)
+    if not (want_main or want_untuned or want_mixed or want_memory or want_threads):
         say(f"{folder.network}: already measured")
         return result
 
@@ -168,6 +171,12 @@ def _network(
         failed = result.main.failed if result.main else {}
         explored = folder.library(EXPLORED).is_file()
         add(memory=measure_memory(folder, explored, wheels, failed))
+    if want_threads:
+        say(f"{folder.network}: {rounds} paired rounds on {threads} threads")
+        explored = folder.library(EXPLORED).is_file()
+        with started_with(threads):
+            found = alone(measure_main, folder, rounds, explored, wheels)
+        add(threaded={**result.threaded, threads: found})
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from benchmarks._candidates import (
     measure_rounds,
     onnxruntime_candidate,
     relative_l2,
+    started_with,
+    thread_count,
     verify,
 )
 from benchmarks._results import Mixed, NetworkResult, Rounds, Series
-from benchmarks._tables import _best_peer, _means
+from benchmarks._tables import _best_peer, _means, _threaded_table
 from tvmx.errors import MeasureError
 from tvmx.testing.models import onnx_reference, residual_model
 
@@ -59,7 +62,22 @@ def test_the_best_peer_is_the_fastest_float_one_of_each_network() -> None:
         result("b", defaults=2.0, onnxruntime=1.0, ncnn=4.0),
     ]
     assert [_best_peer(r.main) for r in results] == ["ncnn", "onnxruntime"]
-    assert _means(results) == ["defaults / best peer, geometric mean of 2: 2.000"]
+    one = "defaults / best peer, 1 thread, geometric mean of 2: 2.000, worst 2.00"
+    assert _means(results) == [one]
+    faster = Rounds(
+        series=(series("defaults", (1.0,)), series("mnn", (2.0,))), load_before=0, load_after=0
+    )
+    threaded = [results[0].model_copy(update={"threaded": {2: faster}}), results[1]]
+    two = "defaults / best peer, 2 threads, geometric mean of 1: 0.500, worst 0.50"
+    assert _means(threaded) == [one, two]
+    assert "2 threads" in (_threaded_table(threaded, 2).title or "")
+
+
+def test_processes_are_started_with_the_threads_asked_for() -> None:
+    before = dict(os.environ)
+    with started_with(3):
+        assert thread_count() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(
