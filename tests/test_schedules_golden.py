@@ -1,4 +1,4 @@
-"""The scheduled code of two templates, in full: a change of theirs shows in review."""
+"""The scheduled code of the float templates, in full: a change of theirs shows in review."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ WORKLOADS = {
         batch=1, in_channels=8, height=9, width=9, out_channels=16, kernel=(3, 3),
         padding=(1, 1, 1, 1),
         epilogue=Epilogue(bias=True, residual=True, clip_min=0.0, clip_max=6.0),
+    ),
+    "conv2d_winograd": Conv2dWorkload(
+        batch=1, in_channels=8, height=8, width=8, out_channels=8, kernel=(3, 3),
+        padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True, clip_min=0.0),
+    ),
+    "conv2d_im2col": Conv2dWorkload(
+        batch=1, in_channels=4, height=8, width=8, out_channels=8, kernel=(3, 3),
+        strides=(2, 2), padding=(1, 1, 1, 1), epilogue=Epilogue(bias=True),
+    ),
+    "depthwise_nchwc": Conv2dWorkload(
+        batch=1, in_channels=8, height=9, width=9, out_channels=8, kernel=(3, 3),
+        padding=(1, 1, 1, 1), groups=8, epilogue=Epilogue(bias=True, clip_min=0.0, clip_max=6.0),
     ),
     "dense_packed": DenseWorkload(
         batch=1, in_features=32, out_features=10, epilogue=Epilogue(bias=True)
