@@ -31,7 +31,8 @@ _MEMBERS = 3
 _OPTIMISM = 2.0
 """Standard deviations, between members of the ensemble, by which a candidate is thought better."""
 _LEAST_ROWS = 8
-_MOST_ROWS = 4096
+_MOST_OTHERS = 1024
+"""Rows of other workloads that a model is trained on, the latest: more take longer than a build."""
 _FAILURE = math.log(2.0)
 _PRIOR = "cycles"
 
@@ -94,7 +95,8 @@ class Ranker:
         return self._fitted[1:]
 
     def _fit(self, group: str) -> tuple[list[str], list[Any]]:
-        rows = self._rows[-_MOST_ROWS:]
+        others = [row for row in self._rows if row.group != group][-_MOST_OTHERS:]
+        rows = others + [row for row in self._rows if row.group == group]
         labels = _labels(rows)
         used = [i for i, label in enumerate(labels) if label is not None]
         if len(used) < _LEAST_ROWS:
@@ -121,14 +123,12 @@ def _prior(features: Mapping[str, float]) -> float:
 def _labels(rows: Sequence[_Row]) -> list[float | None]:
     """Log latency over the model's, less the group's median; None where a group never worked."""
     over: dict[str, list[float]] = {}
+    worst: dict[str, float] = {}
     for row in rows:
         if row.log_us is not None:
             over.setdefault(row.group, []).append(row.log_us - _prior(row.features))
+            worst[row.group] = max(row.log_us, worst.get(row.group, row.log_us))
     level = {group: float(np.median(values)) for group, values in over.items()}
-    worst = {
-        group: max(row.log_us for row in rows if row.group == group and row.log_us is not None)
-        for group in over
-    }
     labels: list[float | None] = []
     for row in rows:
         if row.group not in level:
