@@ -22,6 +22,7 @@ from benchmarks._sim_peers import MNN, NCNN, PNNX, convert_mnn, convert_ncnn, in
 Array = npt.NDArray[Any]
 
 OPENVINO_PEER, NCNN_PEER, MNN_PEER = PEERS = ("openvino", "ncnn", "mnn")
+OPENVINO_INT8 = "openvino int8"
 WHEELS = (
     "openvino==2026.4.1", "openvino-telemetry==2025.2.0", f"ncnn=={NCNN}", f"MNN=={MNN}",
     f"pnnx=={PNNX}",
@@ -44,9 +45,12 @@ class PeerError(Exception):
 
 
 def peer_candidates(
-    folder: Folder, wheels: Path, inputs: Sequence[Array], expected: Expectation
-) -> tuple[list[Candidate], dict[str, str]]:
+    folder: Folder, wheels: Path, inputs: Sequence[Array], expected: Expectation,
+    quantised: Expectation,
+) -> tuple[list[Candidate], dict[str, str]]:  # fmt: skip
     """One candidate for each peer, float32, and why there is none of the others.
+
+    The last is OpenVINO with ONNX Runtime's quantised model, which must compute ``quantised``.
 
     Call it in a process of its own.
     """
@@ -57,17 +61,22 @@ def peer_candidates(
             candidates.append(load(folder, inputs, expected))
         except PeerError as err:
             failed[name] = str(err)
+    candidates.append(_openvino(folder, inputs, quantised, OPENVINO_INT8))
     return candidates, failed
 
 
-def _openvino(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Candidate:
+def _openvino(
+    folder: Folder, inputs: Sequence[Array], expected: Expectation, name: str = OPENVINO_PEER
+) -> Candidate:
+    """OpenVINO with the float model, or with the quantised one: it runs those in int8."""
     import openvino as ov
 
     settings = {
         "INFERENCE_NUM_THREADS": thread_count(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
-    request = ov.Core().compile_model(str(folder.onnx), "CPU", settings).create_infer_request()
+    model = folder.onnx_int8 if name == OPENVINO_INT8 else folder.onnx
+    request = ov.Core().compile_model(str(model), "CPU", settings).create_infer_request()
     for index, array in enumerate(inputs):
         request.set_input_tensor(index, ov.Tensor(array))
 
@@ -75,7 +84,7 @@ def _openvino(folder: Folder, inputs: Sequence[Array], expected: Expectation) ->
         count = len(request.model_outputs)
         return [np.array(request.get_output_tensor(i).data) for i in range(count)]
 
-    return Candidate(OPENVINO_PEER, request.infer, outputs, expected)
+    return Candidate(name, request.infer, outputs, expected)
 
 
 def _ncnn(folder: Folder, inputs: Sequence[Array], expected: Expectation) -> Candidate:

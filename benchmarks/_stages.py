@@ -20,7 +20,7 @@ from benchmarks._candidates import (
 )
 from benchmarks._folder import Folder
 from benchmarks._footprint import measure_footprint
-from benchmarks._peers import PEERS, peer_candidates
+from benchmarks._peers import OPENVINO_INT8, PEERS, peer_candidates
 from benchmarks._quantised import INT8, plan_expectation
 from benchmarks._results import INT8_OF_THE_RANGE, Footprint, Rounds
 from tvmx.errors import MeasureError
@@ -94,7 +94,7 @@ def measure_main(folder: Folder, rounds: int, explored: bool, peers: Path | None
         candidates.append(vm_candidate(EXPLORED, folder.library(EXPLORED), arrays, right))
     failed: dict[str, str] = {}
     if peers is not None:
-        found, failed = peer_candidates(folder, peers, arrays, right)
+        found, failed = peer_candidates(folder, peers, arrays, right, ort_int8)
         candidates += found
     return measure_rounds(candidates, floats, rounds).model_copy(update={"failed": failed})
 
@@ -114,6 +114,7 @@ def measure_memory(
         models[EXPLORED] = folder.library(EXPLORED)
     if peers is not None:
         models |= {name: folder.onnx for name in PEERS if name not in failed}
+        models[OPENVINO_INT8] = folder.onnx_int8
     return tuple(measure_footprint(folder, name, path, peers) for name, path in models.items())
 
 

@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._ort_int8 import float_layers
-from benchmarks._peers import NCNN_PEER, PEERS
+from benchmarks._peers import NCNN_PEER, OPENVINO_INT8, PEERS
 from benchmarks._profile import INT8_PEAK, OpRow, Profile
 from benchmarks._quantised import INT8
 from benchmarks._results import OF_THE_RANGE, NetworkResult, Rounds, Series
 from benchmarks._stages import DEFAULTS, EXPLORED, ORT, ORT_INT8, UNTUNED
 
+FLOAT_PEERS = (ORT, *PEERS)
+INT8_PEERS = (ORT_INT8, OPENVINO_INT8)
 _BUSY = 0.97  # under this share of the wall time somebody else was on the core
 
 _LEGEND = (
@@ -49,7 +51,7 @@ def _latency_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "ms per inference, 1 thread, median ± interquartile range",
         "untuned TVM", "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn", "MNN",
-        "tvmx int8", "ONNX Runtime int8",
+        "tvmx int8", "ONNX Runtime int8", "OpenVINO int8",
     )  # fmt: skip
     for result in results:
         main, untuned = result.main, result.untuned
@@ -57,7 +59,7 @@ def _latency_table(results: Sequence[NetworkResult]) -> Table:
             result.network,
             _latency(untuned, UNTUNED),
             _latency(main or untuned, DEFAULTS),
-            *(_latency(main, name) for name in (EXPLORED, ORT, *PEERS, INT8, ORT_INT8)),
+            *(_latency(main, name) for name in (EXPLORED, ORT, *PEERS, INT8, *INT8_PEERS)),
         )
     return table
 
@@ -66,27 +68,31 @@ def _ratio_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "ratios of latencies",
         "defaults / best peer", "explored / best peer", "best peer", "defaults / ORT",
-        "int8 / ORT int8", "float / int8 (tvmx)", "float / int8 (ORT)", "untuned / defaults",
+        "int8 / best int8 peer", "best int8 peer", "float / int8 (tvmx)", "float / int8 (ORT)",
+        "untuned / defaults",
     )  # fmt: skip
-    pairs = ((DEFAULTS, ORT), (INT8, ORT_INT8), (DEFAULTS, INT8), (ORT, ORT_INT8))
     for result in results:
-        best = _best_peer(result.main)
+        best, best_int8 = _best_peer(result.main), _best_peer(result.main, INT8_PEERS)
         table.add_row(
             result.network,
             *(_ratio(result.main, name, best) for name in (DEFAULTS, EXPLORED)),
             best,
-            *(_ratio(result.main, first, second) for first, second in pairs),
+            _ratio(result.main, DEFAULTS, ORT),
+            _ratio(result.main, INT8, best_int8),
+            best_int8,
+            *(_ratio(result.main, *pair) for pair in ((DEFAULTS, INT8), (ORT, ORT_INT8))),
             _ratio(result.untuned, UNTUNED, DEFAULTS),
         )
     return table
 
 
 def _threaded_table(results: Sequence[NetworkResult], threads: int) -> Table:
-    names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, ORT_INT8)
+    names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, *INT8_PEERS)
     table = _table(
         f"ms per inference, {threads} threads, median ± interquartile range",
         "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn", "MNN", "tvmx int8",
-        "ONNX Runtime int8", "defaults / best peer", "explored / best peer", "best peer",
+        "ONNX Runtime int8", "OpenVINO int8", "defaults / best peer", "explored / best peer",
+        "best peer", "int8 / best int8 peer",
     )  # fmt: skip
     for result in results:
         rounds = result.threaded.get(threads)
@@ -97,6 +103,7 @@ def _threaded_table(results: Sequence[NetworkResult], threads: int) -> Table:
             *(_latency(rounds, name) for name in names),
             *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             best if rounds else "-",
+            _ratio(rounds, INT8, _best_peer(rounds, INT8_PEERS)),
         )
     return table
 
@@ -105,10 +112,10 @@ def _memory_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "peak resident memory in MB above a process with nothing loaded, 1 thread",
         "arena, defaults", "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn",
-        "MNN", "tvmx int8", "ONNX Runtime int8", "defaults / ncnn",
+        "MNN", "tvmx int8", "ONNX Runtime int8", "OpenVINO int8", "defaults / ncnn",
     )  # fmt: skip
     for result in results:
-        names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, ORT_INT8)
+        names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, *INT8_PEERS)
         found = [result.footprint(name) for name in names]
         mine, ncnn = result.footprint(DEFAULTS), result.footprint(NCNN_PEER)
         table.add_row(
@@ -120,10 +127,10 @@ def _memory_table(results: Sequence[NetworkResult]) -> Table:
     return table
 
 
-def _best_peer(rounds: Rounds | None) -> str:
-    """The float peer of the smallest median."""
-    found = [s for s in rounds.series if s.name in (ORT, *PEERS)] if rounds else []
-    return min(found, key=lambda s: s.median_ms).name if found else ORT
+def _best_peer(rounds: Rounds | None, names: Sequence[str] = FLOAT_PEERS) -> str:
+    """The one of the peers of these names that has the smallest median."""
+    found = [s for s in rounds.series if s.name in names] if rounds else []
+    return min(found, key=lambda s: s.median_ms).name if found else names[0]
 
 
 def _means(results: Sequence[NetworkResult]) -> list[str]:
@@ -132,14 +139,17 @@ def _means(results: Sequence[NetworkResult]) -> list[str]:
     for threads in (1, *sorted({n for result in results for n in result.threaded})):
         found = [r.main if threads == 1 else r.threaded.get(threads) for r in results]
         measured = [rounds for rounds in found if rounds is not None]
-        for name in (DEFAULTS, EXPLORED):
-            ratios = [rounds.ratio(name, _best_peer(rounds)) for rounds in measured]
+        kinds = ((DEFAULTS, FLOAT_PEERS), (EXPLORED, FLOAT_PEERS), (INT8, INT8_PEERS))
+        for name, peers in kinds:
+            ratios = [rounds.ratio(name, _best_peer(rounds, peers)) for rounds in measured]
             known = [ratio for ratio in ratios if ratio is not None]
             if known:
                 mean = statistics.geometric_mean(known)
+                peer = "best int8 peer" if name == INT8 else "best peer"
+                on = "1 thread" if threads == 1 else f"{threads} threads"
                 lines.append(
-                    f"{name} / best peer, {threads} thread{'s' * (threads > 1)}, geometric mean of "
-                    f"{len(known)}: {mean:.3f}, worst {max(known):.2f}"
+                    f"{name} / {peer}, {on}, geometric mean of {len(known)}: {mean:.3f}, "
+                    f"worst {max(known):.2f}"
                 )
     return lines
 
@@ -177,7 +187,7 @@ def _ratio(rounds: Rounds | None, first: str, second: str) -> str:
 
 
 def _float_error(result: NetworkResult) -> str:
-    errors = [s.max_error for s in _series(result) if s.name not in (INT8, ORT_INT8)]
+    errors = [s.max_error for s in _series(result) if s.name not in (INT8, *INT8_PEERS)]
     return f"{max(errors):.1e} ({OF_THE_RANGE:g})" if errors else "-"
 
 
