@@ -12,6 +12,7 @@ from onnx import helper
 from tests.network_plans import host, network_of
 from tvmx.accuracy import Samples, _batches, _calibrate, calibrate
 from tvmx.accuracy._histogram import BINS, Histogram
+from tvmx.accuracy._observers import METHODS
 from tvmx.errors import DataError
 from tvmx.numerics import QuantParams
 from tvmx.passes import Network
@@ -117,7 +118,7 @@ def test_only_samples_count_not_what_fills_a_batch() -> None:
     assert any(a[v].scale != pytest.approx(c[v].scale, rel=1e-3) for v in a)
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile"])
+@pytest.mark.parametrize("method", METHODS)
 def test_deterministic_and_the_same_in_any_chunks(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +154,8 @@ def test_what_is_not_finite_is_named(value: float, kind: str) -> None:
 def test_a_network_of_zeros_has_valid_parameters() -> None:
     simulator, specs = setup(model())
     zeros = Samples({"x": np.zeros((2, 3, 7, 9), np.float32)})
-    for method in ("minmax", "percentile"):
-        params = calibrate(simulator, zeros, specs, method)  # type: ignore[arg-type]
+    for method in METHODS:
+        params = calibrate(simulator, zeros, specs, method)
         assert set(params) == set(range(len(simulator.network.values)))
         assert all(p.scale > 0 for p in params.values())
 

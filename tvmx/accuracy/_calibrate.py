@@ -1,19 +1,15 @@
-"""Calibration: the range of every value of the float network, as int8 scales and zero points.
-
-Percentiles are the usual remedy for outliers that would waste the range ("Integer quantization
-for deep learning inference", Wu et al., 2020, section 5.2.1); here both ends have their own.
-"""
+"""Calibration: the range of every value of the float network, as int8 scales and zero points."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tvmx.accuracy._batches import calls_at_once, chunks, spread
-from tvmx.accuracy._histogram import Histogram
+from tvmx.accuracy._observers import PERCENTILE, Method, observer
 from tvmx.accuracy._samples import InputSpec, Samples
 from tvmx.errors import DataError
 
@@ -23,22 +19,9 @@ if TYPE_CHECKING:
     from tvmx.passes._simulate import Simulator
 
 Array = npt.NDArray[Any]
-Method = Literal["percentile", "minmax"]
 
-PERCENTILE = 99.99
 MOST_SAMPLES = 128
 _COUNTED = 2**16  # elements of one sample's value that are counted: the tails need no more
-
-
-class _Extremes:
-    """Lowest and highest value of a stream."""
-
-    def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
-
-    def add(self, values: Array, step: int = 1) -> None:
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
 
 
 def calibrate(
@@ -49,9 +32,10 @@ def calibrate(
     """Parameters of every float32 value of the network, by its number.
 
     ``specs`` are the model's inputs by name, in its order. At most ``most_samples`` samples,
-    evenly spread over all, are run. ``percentile`` clips the ends: [100 - percentile,
-    percentile] of a value's elements; ``minmax`` keeps all. Outputs of operators that keep their
-    input's parameters have those (see :func:`tvmx.passes._quantise.tie`). Deterministic.
+    evenly spread over all, are run. ``method`` is one of :mod:`tvmx.accuracy._observers`;
+    ``percentile`` keeps [100 - percentile, percentile] of a value's elements. Outputs of operators
+    that keep their input's parameters have those (see :func:`tvmx.passes._quantise.tie`).
+    Deterministic.
 
     Raises:
         DataError: a value is NaN or infinite (its layer is named), or there is no sample.
@@ -63,7 +47,7 @@ def calibrate(
         raise DataError("there is no calibration sample")
     network = simulator.network
     watched = [v for v, var in enumerate(network.values) if _is_float(var)]
-    seen = {v: _Extremes() if method == "minmax" else Histogram() for v in watched}
+    seen = {v: observer(method, percentile) for v in watched}
     used = spread(samples, most_samples)
     for chunk in chunks(used, specs, calls_at_once(network)):
         values = simulator.run(chunk.inputs)
@@ -72,15 +56,8 @@ def calibrate(
             _check_finite(network, value, found)
             # Odd, so that it does not keep to the same columns of an image.
             seen[value].add(found, found[0].size // _COUNTED | 1)
-    ranges = {v: _range(s, percentile) for v, s in seen.items()}
-    params = {v: QuantParams.from_range(*r) for v, r in ranges.items()}
+    params = {v: QuantParams.from_range(*s.range()) for v, s in seen.items()}
     return tie(network.graph, params)
-
-
-def _range(seen: _Extremes | Histogram, percentile: float) -> tuple[float, float]:
-    if isinstance(seen, Histogram):
-        return seen.percentile(100 - percentile), seen.percentile(percentile)
-    return seen.low, seen.high
 
 
 def _is_float(var: Any) -> bool:

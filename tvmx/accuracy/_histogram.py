@@ -20,12 +20,12 @@ class Histogram:
 
     ``reach`` is a power of two above every magnitude; when it doubles, pairs of bins become
     one. So the counts do not depend on the order values come in or how they are cut into
-    parts. ``low`` and ``high`` are the exact extremes.
+    parts. ``low`` and ``high`` are the exact extremes, ``zeros`` counts exact zeros.
     """
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
-        self.count = 0
+        self.count = self.zeros = 0
         self._reach = 0.0
         self._bins: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
 
@@ -44,6 +44,7 @@ class Histogram:
 
     def _count(self, values: Array) -> None:
         self.count += values.size
+        self.zeros += values.size - int(np.count_nonzero(values))
         if self._reach == 0.0:
             self._bins[BINS // 2] += values.size
             return
@@ -56,6 +57,12 @@ class Histogram:
     def width(self) -> float:
         """Width of a bin."""
         return 2 * self._reach / BINS
+
+    def counts(self) -> tuple[npt.NDArray[np.int64], int]:
+        """Counts by bin without exact zeros, and the number of the bin that begins at 0."""
+        counts = self._bins.copy()
+        counts[BINS // 2] -= self.zeros
+        return counts, BINS // 2
 
     def percentile(self, percent: float) -> float:
         """As ``numpy.percentile`` (linear between order statistics), within one bin."""

@@ -72,7 +72,10 @@ class _TemplateCodeError(Exception):
 def _build(job: KernelBuild, start: float) -> BuildResult:
     target = Target.model_validate_json(job.target)
     func = _schedule(job, target)
-    features = _features(job, func, target)
+    try:
+        features = _features(job, func, target)
+    except Exception:
+        features = {}  # what cannot be described can still be built, measured and chosen
     func = func.with_attr("global_symbol", job.symbol)
     module = _tvm.tvm.IRModule({job.symbol: func})
     scratch = scratch_bytes(module, target)[job.symbol]
