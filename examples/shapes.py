@@ -10,9 +10,12 @@ writes two files into FOLDER:
     ``calibration`` float32 [512, 3, 32, 32] from the training pictures,
     ``inputs`` float32 [10000, 3, 32, 32] and ``labels`` int64 [10000], never trained on
 
-The pictures come from ``shape_images.py`` beside this file: nothing is downloaded, and they are
-hard enough that the float network errs now and then, so that what int8 or pruning cost can be seen.
-The script needs torch and numpy, nothing of tvmx. The network is that of M. Sandler et al.,
+The pictures are made from the seed: eight shapes, each plain, striped or chequered, in random
+colours, sizes, places and directions, on a background of another colour gradient, with blots of
+clutter over them and noise. Nothing is downloaded, and a good network errs on some of them, so that
+what int8 or pruning cost can be seen.
+
+The script stands alone: torch and numpy, nothing of tvmx. The network is that of M. Sandler et al.,
 "MobileNetV2: inverted residuals and linear bottlenecks" (CVPR 2018), made small.
 """
 
@@ -24,12 +27,24 @@ import time
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from shape_images import CLASSES, SIZE, make_images
 from torch import Tensor, nn
+
+SIZE = 32
+SHAPES = ("disc", "triangle", "square", "pentagon", "star", "cross", "ring", "crescent")
+PATTERNS = ("plain", "striped", "chequered")
+CLASSES = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATTERNS)
+
+_CHUNK = 1000
+_BLOTS = 3
+_NOISE = 0.10
+
+Array = npt.NDArray[Any]
 
 TRAIN_IMAGES = 24_000
 TEST_IMAGES = 10_000
@@ -39,6 +54,104 @@ OPSET = 17
 
 STAGES = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 32, 2, 2), (4, 64, 2, 2), (4, 96, 1, 1))
 """Expansion, channels, blocks and the stride of the first block."""
+
+
+def make_images(count: int, seed: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """``count`` pictures (count, 3, 32, 32) in [0, 1], eight bits deep, and their labels.
+
+    All classes are equally frequent, up to one.
+    """
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(count) % len(CLASSES)).astype(np.int64)
+    parts = [_draw(labels[start : start + _CHUNK], generator) for start in range(0, count, _CHUNK)]
+    return np.concatenate(parts), labels
+
+
+def _draw(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
+    count = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Array:
+        return generator.uniform(low, high, (count, *shape)).astype(np.float32)
+
+    axis = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    scale, angle = uniform(0.42, 0.75, 1, 1), uniform(0, 2 * np.pi, 1, 1)
+    room = 1 - scale
+    u, v = _turn(
+        (x - uniform(-1, 1, 1, 1) * room) / scale, (y - uniform(-1, 1, 1, 1) * room) / scale, angle
+    )
+    inside = _soft(_depth(labels // len(PATTERNS), u, v), 0.12)
+    marks = _marks(labels % len(PATTERNS), u, v, uniform(0, 2 * np.pi, 1, 1), uniform(4, 6, 1, 1))
+
+    def colour() -> Array:
+        return uniform(0, 1, 3, 1, 1)
+
+    first = colour()
+    second = _apart(first, colour())
+    ink = marks[:, None] * first + (1 - marks[:, None]) * second
+    ground = colour() + (x * uniform(-0.3, 0.3, 1, 1) + y * uniform(-0.3, 0.3, 1, 1))[:, None]
+    picture = inside[:, None] * ink + (1 - inside[:, None]) * ground
+    for _ in range(_BLOTS):
+        size = uniform(0.08, 0.22, 1, 1)
+        away = np.hypot(x - uniform(-1, 1, 1, 1), y - uniform(-1, 1, 1, 1))
+        blot = _soft(1 - away / size, 0.3)[:, None]
+        picture = blot * colour() + (1 - blot) * picture
+    picture += generator.normal(0, _NOISE, picture.shape).astype(np.float32)
+    eight_bits: Array = np.rint(np.clip(picture, 0, 1) * 255).astype(np.float32) / np.float32(255)
+    return eight_bits
+
+
+def _turn(u: Array, v: Array, angle: Array) -> tuple[Array, Array]:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return u * cos - v * sin, u * sin + v * cos
+
+
+def _soft(depth: Array, width: float) -> Array:
+    """From 0 outside to 1 inside, over an edge of that width."""
+    inside: Array = np.clip(depth / width + 0.5, 0, 1)
+    return inside
+
+
+def _depth(shape: npt.NDArray[np.int64], u: Array, v: Array) -> Array:
+    """How far each point is inside its shape of unit radius, about; negative outside."""
+    radius, direction = np.hypot(u, v), np.arctan2(v, u)
+
+    def polygon(corners: int) -> Array:
+        slice_ = 2 * np.pi / corners
+        edge = np.cos(np.pi / corners) / np.cos(direction % slice_ - np.pi / corners)
+        return edge - radius
+
+    along = np.abs((direction % (2 * np.pi / 5)) / (np.pi / 5) - 1)  # 1 at the tips of a star
+    arms = np.minimum(0.34 - np.abs(u), 1 - np.abs(v)), np.minimum(0.34 - np.abs(v), 1 - np.abs(u))
+    depths = (
+        0.9 - radius,
+        polygon(3),
+        polygon(4),
+        polygon(5),
+        0.42 + 0.58 * along**1.5 - radius,
+        np.maximum(*arms),
+        0.28 - np.abs(radius - 0.68),
+        np.minimum(0.92 - radius, np.hypot(u - 0.45, v) - 0.62),
+    )
+    found: Array = np.choose(shape[:, None, None], depths)
+    return found
+
+
+def _marks(pattern: npt.NDArray[np.int64], u: Array, v: Array, angle: Array, pitch: Array) -> Array:
+    """1 where the first colour is, 0 where the second."""
+    a, b = _turn(u, v, angle)
+    across, down = np.sin(a * pitch * np.pi / 2), np.sin(b * pitch * np.pi / 2)
+    found: Array = np.choose(
+        pattern[:, None, None],
+        (np.ones_like(across), _soft(across, 0.5), _soft(across * down, 0.4)),
+    )
+    return found
+
+
+def _apart(first: Array, second: Array) -> Array:
+    """The second colour, moved away where the two are hard to tell apart."""
+    near = np.abs(first - second).max(axis=1, keepdims=True) < 0.35
+    return np.where(near, (first + 0.5) % 1, second)
 
 
 class ConvBnRelu6(nn.Sequential):
@@ -59,7 +172,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, expansion: int, stride: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        steps = [] if expansion == 1 else [("expand", ConvBnRelu6(inputs, hidden, kernel=1))]
+        steps: list[tuple[str, nn.Module]] = []
+        if expansion > 1:
+            steps.append(("expand", ConvBnRelu6(inputs, hidden, kernel=1)))
         steps += [
             ("depthwise", ConvBnRelu6(hidden, hidden, stride=stride, groups=hidden)),
             ("project", nn.Conv2d(hidden, outputs, 1, bias=False)),

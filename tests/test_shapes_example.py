@@ -23,8 +23,7 @@ def shapes() -> Iterator[ModuleType]:
         yield importlib.import_module("shapes")
     finally:
         sys.path.remove(str(EXAMPLES))
-        for name in ("shapes", "shape_images"):
-            sys.modules.pop(name, None)
+        sys.modules.pop("shapes", None)
 
 
 def test_pictures_follow_from_the_seed(shapes: ModuleType) -> None:
@@ -42,8 +41,7 @@ def test_pictures_follow_from_the_seed(shapes: ModuleType) -> None:
 
 def test_patterns_and_shapes_show(shapes: ModuleType) -> None:
     """A plain disc has one colour in its middle, a striped one two."""
-    from shape_images import _depth, _marks
-
+    _depth, _marks = shapes._depth, shapes._marks
     axis = np.linspace(-1, 1, 65, dtype=np.float32)
     v, u = np.meshgrid(axis, axis, indexing="ij")
     grid = (np.stack([u] * 8), np.stack([v] * 8))
