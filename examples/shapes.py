@@ -118,8 +118,8 @@ def _depth(shape: npt.NDArray[np.int64], u: Array, v: Array) -> Array:
 
     def polygon(corners: int) -> Array:
         slice_ = 2 * np.pi / corners
-        edge = np.cos(np.pi / corners) / np.cos(direction % slice_ - np.pi / corners)
-        return edge - radius
+        edge: Array = np.cos(np.pi / corners) / np.cos(direction % slice_ - np.pi / corners)
+        return np.subtract(edge, radius)
 
     along = np.abs((direction % (2 * np.pi / 5)) / (np.pi / 5) - 1)  # 1 at the tips of a star
     arms = np.minimum(0.34 - np.abs(u), 1 - np.abs(v)), np.minimum(0.34 - np.abs(v), 1 - np.abs(u))

@@ -75,6 +75,6 @@ def test_the_table_compares_with_ncnn() -> None:
         network="n", machine="m", versions={}, arena_bytes=2_600_000, memory=memory
     )
     cells = [next(iter(column.cells)) for column in _memory_table([result]).columns]
-    assert cells == ["n", "2.6", "1", "-", "-", "-", "4", "-", "-", "-", "0.25"]
+    assert cells == ["n", "2.6", "1", "-", "-", "-", "4", "-", "-", "-", "-", "0.25"]
     empty = NetworkResult(network="n", machine="m", versions={})
     assert list(_memory_table([empty]).columns[-1].cells) == ["-"]
