@@ -12,7 +12,7 @@ from tests.clock import Clock
 from tvmx.measure import Cores, Deadlines, DeviceAddress, _remote, _thermal
 from tvmx.measure._remote import RemoteSession
 from tvmx.measure._tasks import CoolingEvent, Event, Link, PhaseEvent
-from tvmx.measure._thermal import Thermometer
+from tvmx.measure._thermal import Thermometer, is_lost
 
 
 class Board:
@@ -139,3 +139,18 @@ def test_a_sensor_that_vanishes_ends_the_cooling(clock: Clock) -> None:
     session, events = _session(clock, board, 80.0)
     session.cool_down()
     assert [e.temperature_c for e in _cooling(events)] == [90.0] * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "code=kShutdown",
+        "InternalError: Check failed: (HandleUntilReturnEvent(true, [](ffi::PackedArgs) {}) == "
+        "RPCCode::kCopyAck) is false:",
+        "Check failed: code == RPCCode::kReturn: code=kShutdown",
+        "Socket SockChannel::Send Error:Broken pipe",
+    ],
+)
+def test_ways_a_connection_that_went_shows(text: str) -> None:
+    assert is_lost(RuntimeError(text))
+    assert not is_lost(RuntimeError("Check failed: shape mismatch"))

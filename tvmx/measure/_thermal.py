@@ -10,7 +10,8 @@ _MOST_ZONES = 16
 _FRESH_SECONDS = 2.0
 _LOST = (
     "kShutdown",
-    "RPCCode::kReturn",  # of a copy to or from the device
+    "RPCCode::kReturn",  # of a copy to or from the device, as is the next
+    "RPCCode::kCopyAck",
     "Broken pipe",
     "Connection reset",
     "Channel closes",
