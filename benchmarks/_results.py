@@ -18,6 +18,10 @@ INT8_OF_THE_RANGE = 0.03
 """The same for ONNX Runtime's int8, against its quantised model without optimisations."""
 
 
+OPENVINO_OF_THE_RANGE = 0.1
+"""The same for OpenVINO with that model: it rounds in other places, 0.075 was seen."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

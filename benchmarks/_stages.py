@@ -22,7 +22,7 @@ from benchmarks._folder import Folder
 from benchmarks._footprint import measure_footprint
 from benchmarks._peers import OPENVINO_INT8, PEERS, peer_candidates
 from benchmarks._quantised import INT8, plan_expectation
-from benchmarks._results import INT8_OF_THE_RANGE, Footprint, Rounds
+from benchmarks._results import INT8_OF_THE_RANGE, OPENVINO_OF_THE_RANGE, Footprint, Rounds
 from tvmx.errors import MeasureError
 
 UNTUNED, DEFAULTS, EXPLORED = "untuned", "defaults", "explored"
@@ -94,7 +94,9 @@ def measure_main(folder: Folder, rounds: int, explored: bool, peers: Path | None
         candidates.append(vm_candidate(EXPLORED, folder.library(EXPLORED), arrays, right))
     failed: dict[str, str] = {}
     if peers is not None:
-        found, failed = peer_candidates(folder, peers, arrays, right, ort_int8)
+        found, failed = peer_candidates(
+            folder, peers, arrays, right, Expectation(ort_int8.outputs, OPENVINO_OF_THE_RANGE)
+        )
         candidates += found
     return measure_rounds(candidates, floats, rounds).model_copy(update={"failed": failed})
 
