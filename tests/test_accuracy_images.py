@@ -228,7 +228,7 @@ def test_a_function(tmp_path: Path) -> None:
     assert len(data.calibration) == 2
     assert len(data.visible) + len(data.held_out) == 5
     assert data.metric == "top-1"
-    assert (data.source.kind, data.source.name) == ("callable", str(name))  # type: ignore[union-attr]
+    assert (data.source.kind, data.source.name) == ("callable", "mine.py:good")  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="--preprocess is for images"):
         load_data(name, [SPEC], 0, tmp_path / "how.toml")
 

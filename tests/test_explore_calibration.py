@@ -63,6 +63,8 @@ def test_a_plan_keeps_what_its_constants_depend_on(run: tuple[Path, ExploreResul
     assert [c.layer for c in plan.corrections] == int8
     assert {c.layer for c in plan.equalisation} == {"first", "second"}
     assert all(len(c.array) == 20 for c in plan.equalisation)
+    assert "the channels of 2 of 3 layers equalised" in run[1].notes
+    assert "the biases of 3 of 3 layers corrected for int8" in run[1].notes
     baseline = Run.load(run[0]).plan("baseline")
     assert not (baseline.equalisation or baseline.corrections or baseline.activations)
 
@@ -73,8 +75,9 @@ def test_the_run_keeps_how_it_was_asked(run: tuple[Path, ExploreResult], data: P
         "mse", True, True,
     )  # fmt: skip
     assert settings.data_source is not None
+    assert settings.data_path == str(data)
     assert settings.data_source.kind == "callable"
-    assert settings.data_source.name == str(data)
+    assert settings.data_source.name == "mine.py:arrays"
     assert settings.data_source.digest == settings.data
 
 

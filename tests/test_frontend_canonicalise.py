@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from tvmx.frontends import load_model
 from tvmx.ir import Model
+from tvmx.passes._dataflow import const
 from tvmx.testing.models import (
     conv_model,
     graph_model,
@@ -424,3 +425,8 @@ def test_canonical_form_is_stable(tmp_path: Path) -> None:
 
     model = load(residual_model(), tmp_path)
     tvm.ir.assert_structural_equal(canonicalise(model.mod), model.mod)
+
+
+def test_constants_keep_their_rank() -> None:
+    for shape in ((), (1,), (2, 3)):
+        assert tuple(const(np.zeros(shape, np.float32)).ty.shape.values) == shape

@@ -261,7 +261,6 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_other_formats_name_the_supported_ones(tmp_path: Path) -> None:
     for name, content in (
-        ("m.relay", b"#[version"),
         ("m.tflite", b"\x1c\0\0\0TFL3"),
         ("m", b"hello"),
     ):

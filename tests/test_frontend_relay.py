@@ -64,12 +64,13 @@ def test_a_float_network_computes_what_relay_computed(suffix: str) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.ptp(want))
 
 
-def test_the_products_own_kernels_take_a_relay_network() -> None:
-    feeds, want = relays_own("resnet20")
-    network = extract_layers(load_model(resnet(), params=PARAMS["resnet20"]))
+@pytest.mark.parametrize("name, tolerance", [("resnet20", 1e-4), ("qnn_block", 2e-7)])
+def test_relay_networks_as_they_are_deployed(name: str, tolerance: float) -> None:
+    feeds, want = relays_own(name)
+    network = extract_layers(load_model(DATA / f"{name}.relay.json", params=PARAMS[name]))
     lowered = lower(network, plan_of(network, host()), registry(), host())
     (got,) = execute(lowered.mod, host(), list(feeds.values()))
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.ptp(want))
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.ptp(want))
 
 
 @pytest.mark.parametrize("suffix", [".relay.json", ".relay.txt"])

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tvmx.accuracy._data import load_data
+from tvmx.accuracy._data import kind_of, load_data
 from tvmx.accuracy._metric import DEFAULT_METRIC, Metric, Score, agreement, drop, score, top1
 from tvmx.accuracy._npz import load_inputs, read_npz
 from tvmx.accuracy._samples import Dataset, Feed, InputSpec, Samples
@@ -11,6 +11,7 @@ from tvmx.accuracy._user_metric import UserMetric, load_metric
 if TYPE_CHECKING:
     from tvmx.accuracy._batches import spread
     from tvmx.accuracy._calibrate import calibrate
+    from tvmx.accuracy._correct_bias import correct_biases
     from tvmx.accuracy._sensitivity import (
         Sensitivities,
         joint_drop,
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_METRIC", "Dataset", "Feed", "InputSpec", "Metric", "Samples", "Score",
-    "Sensitivities", "UserMetric", "agreement", "calibrate", "drop", "joint_drop", "load_data",
-    "load_inputs", "load_metric", "read_npz", "score", "sensitivities", "sensitivity_key", "spread",
-    "top1",
+    "Sensitivities", "UserMetric", "agreement", "calibrate", "correct_biases", "drop", "joint_drop",
+    "kind_of", "load_data", "load_inputs", "load_metric", "read_npz", "score", "sensitivities",
+    "sensitivity_key", "spread", "top1",
 ]  # fmt: skip
 
 _LAZY = {
-    "spread": "_batches", "calibrate": "_calibrate", "Sensitivities": "_sensitivity",
-    "joint_drop": "_sensitivity", "sensitivities": "_sensitivity",
-    "sensitivity_key": "_sensitivity",
+    "spread": "_batches", "calibrate": "_calibrate", "correct_biases": "_correct_bias",
+    "Sensitivities": "_sensitivity", "joint_drop": "_sensitivity",
+    "sensitivities": "_sensitivity", "sensitivity_key": "_sensitivity",
 }  # fmt: skip
 
 

@@ -1,22 +1,39 @@
-"""Read the npz given as ``--data``: check every array, then split by the seed."""
+"""Read what is given as ``--data``: check every array, then split by the seed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from tvmx.accuracy._images import load_images
 from tvmx.accuracy._npz import check_array, check_names, read_npz
+from tvmx.accuracy._preprocess import load_preprocess
 from tvmx.accuracy._samples import Array, Dataset, InputSpec, Samples, batch_size, sample_shape
-from tvmx.errors import DataError
+from tvmx.accuracy._user_function import load_function
+from tvmx.errors import DataError, UsageError
+from tvmx.ir import DataSource
 
 _FORMAT = "an .npz with `calibration`, `inputs` and, if there are any, `labels`"
 
 
-def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Dataset:
-    """Read, check and split an npz file for a model.
+_CONTRACT = (
+    "it is called without arguments and returns a dict of NumPy arrays: `calibration`, `inputs` "
+    "and, if there are any, `labels`"
+)
+
+
+def load_data(
+    path: Path, model_inputs: Sequence[InputSpec], seed: int, preprocess: Path | None = None
+) -> Dataset:
+    """Read, check and split evaluation data for a model.
+
+    ``path`` is an npz file, a folder of images (:mod:`tvmx.accuracy._images`), prepared as the
+    file ``preprocess`` says, or ``module:function`` (:func:`load_function`) of a function that
+    returns the arrays.
 
     A model with one input has the arrays ``calibration`` and ``inputs``; one with several
     has ``calibration_<name>`` and ``inputs_<name>`` for each. Their rows are samples: shape
@@ -25,12 +42,59 @@ def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Datas
     Nothing in the file is unpickled.
 
     Raises:
-        UsageError: there is no such file.
-        DataError: the file is damaged; an array is missing, unknown, empty, of another shape
-            or dtype, or holds NaN or infinity (array and first index are named); labels do
-            not fit; there are fewer than two samples.
+        UsageError: there is no such file or function; ``preprocess`` is damaged, or there is
+            nothing to prepare; Pillow is missing.
+        DataError: the file or an image is damaged; an array is missing, unknown, empty, of
+            another shape or dtype, or holds NaN or infinity (array and first index are named);
+            labels do not fit; there are fewer than two samples; the function raises.
     """
-    arrays = read_npz(path, _FORMAT)
+    kind = kind_of(path)
+    if preprocess is not None and kind != "images":
+        raise UsageError(
+            f"--preprocess is for images, --data {path} is no folder of them",
+            hint="leave out --preprocess",
+        )
+    how = None
+    if kind == "images":
+        asked = None if preprocess is None else load_preprocess(preprocess)
+        arrays, how = load_images(path, model_inputs, asked, seed)
+    else:
+        arrays = _called(str(path)) if kind == "callable" else read_npz(path, _FORMAT)
+    calibration, samples = _checked(path, arrays, model_inputs)
+    visible, held_out = _split(path, samples, seed)
+    digest = _digest(arrays)
+    name = path.name if kind == "callable" else path.resolve().name
+    source = DataSource(kind=kind, name=name, digest=digest, preprocess=how)
+    return Dataset(calibration, visible, held_out, digest, source)
+
+
+def kind_of(path: Path) -> Literal["npz", "images", "callable"]:
+    """What ``--data`` names, going by what is there."""
+    if path.is_dir():
+        return "images"
+    return "callable" if ":" in path.name and not path.exists() else "npz"
+
+
+def _called(text: str) -> dict[str, Array]:
+    function, _ = load_function(text, "data", "--data")
+    try:
+        found = function()
+    except Exception as err:
+        raise DataError(f"data {text} raised {type(err).__name__}: {err}", hint=_CONTRACT) from err
+    if not isinstance(found, Mapping):
+        raise DataError(f"data {text} returned {type(found).__name__}, no dict", hint=_CONTRACT)
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(
+                f"data {text}: {name!r} is {type(array).__name__}, no NumPy array", hint=_CONTRACT
+            )
+    return {str(name): array for name, array in found.items()}
+
+
+def _checked(
+    path: Path, arrays: dict[str, Array], model_inputs: Sequence[InputSpec]
+) -> tuple[Samples, Samples]:
+    """Calibration and evaluation samples."""
     names = _array_names(model_inputs)
     check_names(path, arrays, [n for pair in names.values() for n in pair], "labels")
     batch_size(list(model_inputs))
@@ -44,9 +108,8 @@ def load_data(path: Path, model_inputs: Sequence[InputSpec], seed: int) -> Datas
     inputs = {name: arrays[pair[1]] for name, pair in names.items()}
     _check_lengths(path, {names[n][0]: a for n, a in calibration.inputs.items()})
     _check_lengths(path, {names[n][1]: a for n, a in inputs.items()})
-    samples = Samples(inputs, _labels(path, arrays, len(next(iter(inputs.values())))))
-    visible, held_out = _split(path, samples, seed)
-    return Dataset(calibration, visible, held_out, _digest(arrays))
+    labels = _labels(path, arrays, len(next(iter(inputs.values()))))
+    return calibration, Samples(inputs, labels)
 
 
 def _array_names(specs: Sequence[InputSpec]) -> dict[str, tuple[str, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx.errors import DataError
+from tvmx.ir import DataSource
 
 Array = npt.NDArray[Any]
 
@@ -74,13 +75,14 @@ class Dataset:
 
     ``calibration`` has no labels. ``visible`` is the half choices may look at, ``held_out``
     the half that is reported; they share no sample. ``digest`` is 16 hex digits over the
-    arrays, before the split.
+    arrays, before the split; ``source`` says where they came from.
     """
 
     calibration: Samples
     visible: Samples
     held_out: Samples
     digest: str
+    source: DataSource | None = None
 
     @property
     def metric(self) -> str:

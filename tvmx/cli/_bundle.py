@@ -9,7 +9,7 @@ import typer
 
 from tvmx.cli._check import check_bundle_out, check_file, check_folder, check_schedules
 from tvmx.cli._errors import Interrupted, guarded
-from tvmx.cli._options import BundleOut, Json, Model, Schedules, Shapes, Target
+from tvmx.cli._options import BundleOut, Json, Model, Params, Schedules, Shapes, Target
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import parse_shapes
 from tvmx.cli._preflight import check_model, check_target
@@ -45,6 +45,7 @@ def build(
         typer.Option("--plan", metavar="plan.json", help="Rebuild this plan. Default: baseline."),
     ] = None,
     shape: Shapes = None,
+    params: Params = None,
     schedules: Schedules = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def build(
     shapes = parse_shapes(shape or ())
     check_target(target)
     check_bundle_out(out)
-    check_model(model, shapes)
+    check_model(model, shapes, params)
     if plan is not None:
         check_file(plan, "plan", hint="plans are in the run folder of `tvmx explore`")
     folders = check_schedules(schedules)
@@ -66,6 +67,7 @@ def build(
                 target,
                 out,
                 shapes=shapes,
+                params=params,
                 plan=plan,
                 schedules=folders,
                 progress=progress,

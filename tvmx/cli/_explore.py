@@ -19,6 +19,7 @@ from tvmx.cli._options import (
     Key,
     MaxTemperature,
     Model,
+    Params,
     Schedules,
     Shapes,
     Target,
@@ -58,6 +59,9 @@ class Calibration(StrEnum):
 
     PERCENTILE = "percentile"
     MINMAX = "minmax"
+    AVERAGE = "average"
+    KL = "kl"
+    MSE = "mse"
 
 
 class Objective(StrEnum):
@@ -78,15 +82,26 @@ def explore_model(
     model: Model,
     target: Target,
     shape: Shapes = None,
+    params: Params = None,
     tracker: Tracker = None,
     key: Key = None,
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
-            metavar="FILE.npz",
-            help="Arrays `calibration`, `inputs` and optionally `labels`. Without it only float, "
-            "dense implementations are legal.",
+            metavar="FILE.npz|FOLDER|MODULE:FUNCTION",
+            help="Arrays `calibration`, `inputs` and optionally `labels`; a folder of images (one "
+            "subfolder a class, or flat); or a function that returns the arrays. Without it only "
+            "float, dense implementations are legal.",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        Path | None,
+        typer.Option(
+            "--preprocess",
+            metavar="FILE.toml",
+            help="How a folder's images become samples: size, crop, scale, mean, std, layout, "
+            "channels, limit.",
         ),
     ] = None,
     metric: Annotated[
@@ -102,10 +117,25 @@ def explore_model(
         Calibration,
         typer.Option(
             "--calibration",
-            metavar="percentile|minmax",
-            help="How int8 ranges are taken from the calibration samples.",
+            metavar="percentile|minmax|average|kl|mse",
+            help="How int8 ranges are taken from the calibration samples: 99.99 % percentiles, "
+            "extremes, their mean over samples, least divergence, least squared error.",
         ),
     ] = Calibration.PERCENTILE,
+    equalise: Annotated[
+        bool,
+        typer.Option(
+            "--equalise/--no-equalise",
+            help="Scale the channels of neighbouring layers to like ranges before calibration.",
+        ),
+    ] = False,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(
+            "--bias-correction/--no-bias-correction",
+            help="Take what int8 adds to the mean of a layer's channels off its bias.",
+        ),
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -201,6 +231,8 @@ def explore_model(
     _check_numbers(trials, max_accuracy_drop, seed)
     weights = None if max_weights is None else parse_size(max_weights, "--max-weights")
     arena = None if max_arena is None else parse_size(max_arena, "--max-arena")
+    if preprocess is not None and data is None:
+        raise UsageError("--preprocess needs images to prepare", hint="give --data FOLDER")
     metric_digest = "" if metric is None else check_metric(metric, data)
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
@@ -218,12 +250,16 @@ def explore_model(
         target=target,
         out=run,
         shapes=shapes,
+        params=params,
         tracker=address,
         data=data,
+        preprocess=preprocess,
         budget_s=budget_s,
         trials=trials,
         metric=metric,
         calibration=calibration.value,
+        equalise=equalise,
+        bias_correction=bias_correction,
         max_accuracy_drop=max_accuracy_drop,
         max_weights=weights,
         max_arena=arena,
@@ -235,8 +271,8 @@ def explore_model(
         seed=seed,
         fresh=fresh,
     )
-    inputs = check_model(model, shapes)
-    digest = None if data is None else check_data(data, inputs, seed)
+    inputs = check_model(model, shapes, params)
+    digest = None if data is None else check_data(data, inputs, seed, preprocess)
     if not dry_run:
         check_run(request, board, digest, metric_digest)
         check_device(address)

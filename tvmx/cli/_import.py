@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tvmx.cli import _units as units
 from tvmx.cli._errors import guarded
-from tvmx.cli._options import Json, Model, Shapes
+from tvmx.cli._options import Json, Model, Params, Shapes
 from tvmx.cli._output import Output, Screen
 from tvmx.cli._parse import parse_shapes
 from tvmx.cli._preflight import check_model
+from tvmx.errors import UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from tvmx.ir import Layer, NetworkGraph, TensorSpec
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 EPILOG = """Examples:
   tvmx import network.onnx
   tvmx import network.onnx --shape data=1,3,224,224 --json
-  tvmx import network.pt2"""
+  tvmx import network.pt2
+  tvmx import old.relay.json --params old.params --emit relax --output old.relax.py"""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,20 +33,65 @@ def add_to(app: typer.Typer) -> None:
     app.command("import", epilog=EPILOG)(import_model)
 
 
+class Emitted(StrEnum):
+    """What ``--emit`` writes."""
+
+    RELAX = "relax"
+
+
 @guarded
-def import_model(model: Model, shape: Shapes = None, as_json: Json = False) -> None:
+def import_model(
+    model: Model,
+    shape: Shapes = None,
+    params: Params = None,
+    emit: Annotated[
+        Emitted | None,
+        typer.Option(
+            "--emit",
+            metavar="relax",
+            help="Also write the network as TVM's Relax text, weights included, to --output.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Where --emit writes. Never overwritten."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List a network's layers: source name, operator, shapes, MACs, parameters.
 
-    All unsupported operators are named at once. Nothing is written.
+    All unsupported operators are named at once. Nothing is written without --emit.
     """
     shapes = parse_shapes(shape or ())
-    check_model(model, shapes)
+    _check_output(emit, output)
+    check_model(model, shapes, params)
     from tvmx.frontends import load_model
     from tvmx.passes import extract_layers
 
-    loaded = load_model(model, shapes)
+    loaded = load_model(model, shapes, params)
     data = _describe(loaded, extract_layers(loaded).graph)
+    if output is not None:
+        _write(loaded, output)
+        data["written"] = str(output)
     Output(as_json).emit(data, lambda screen: _render(screen, data))
+
+
+def _check_output(emit: Emitted | None, output: Path | None) -> None:
+    if emit is None and output is not None:
+        raise UsageError(f"--output {output} without --emit", hint="add --emit relax")
+    if emit is not None and output is None:
+        raise UsageError(f"--emit {emit} writes a file", hint="add --output network.relax.py")
+    if output is not None and output.exists():
+        raise UnwritableError(f"--output {output} exists", hint="name another file, or remove it")
+    if output is not None and not output.parent.is_dir():
+        raise UnwritableError(f"--output {output}: there is no folder {output.parent}")
+
+
+def _write(model: ImportedModel, output: Path) -> None:
+    try:
+        output.write_text(model.mod.script(show_meta=True), encoding="utf-8")
+    except OSError as err:
+        raise UnwritableError(f"cannot write {output}: {err.strerror}") from err
 
 
 def _describe(model: ImportedModel, graph: NetworkGraph) -> dict[str, Any]:
@@ -117,6 +166,7 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
             "other operators": others or "none",
             "MACs outside layers": units.count(elsewhere) if elsewhere else None,
             "digest": data["digest"],
+            "written": data.get("written"),
         }
     )
 

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="The network: .onnx, or .pt2 from torch.export.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The network: .onnx, .pt2 from torch.export, or Relay (.relay.json, .relay.txt).",
+    ),
+]
+Params = Annotated[
+    Path | None,
+    typer.Option(
+        "--params",
+        metavar="FILE",
+        help="Weights of a Relay model, as relay.save_param_dict wrote them.",
+    ),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle (a folder).")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]

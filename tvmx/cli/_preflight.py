@@ -35,26 +35,34 @@ def check_target(name: str) -> Target:
     return target
 
 
-def check_model(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+def check_model(
+    path: Path, shapes: dict[str, tuple[int, ...]], params: Path | None = None
+) -> tuple[TensorSpec, ...]:
     """The inputs of a network file that can be imported, as far as a look can tell.
 
     Raises ModelError for damage, unsupported operators (all at once) and dynamic shapes.
     """
-    check_file(path, "model", hint="give the path of an .onnx or .pt2 file")
+    check_file(path, "model", hint="give the path of an .onnx, .pt2 or Relay file")
     from tvmx.frontends import check_model as look_at
 
-    return look_at(path, shapes)
+    return look_at(path, shapes, params)
 
 
-def check_data(path: Path, inputs: tuple[TensorSpec, ...], seed: int) -> str:
+def check_data(
+    path: Path, inputs: tuple[TensorSpec, ...], seed: int, preprocess: Path | None = None
+) -> str:
     """Digest of evaluation data that fits the network.
 
     A NaN found after minutes of tuning would be an insult.
     """
-    check_file(path, "data file", hint="--data takes an .npz file")
-    from tvmx.accuracy import load_data
+    from tvmx.accuracy import kind_of, load_data
 
-    return load_data(path, inputs, seed).digest
+    if kind_of(path) == "npz":
+        check_file(
+            path, "data file",
+            hint="--data takes an .npz file, a folder of images or MODULE:FUNCTION",
+        )  # fmt: skip
+    return load_data(path, inputs, seed, preprocess).digest
 
 
 def check_metric(name: str, data: Path | None) -> str:
@@ -105,7 +113,7 @@ def check_run(
     before = RunSettings.load(settings_file)
     now = before.model_copy(
         update={
-            "model": model_digest(request.model, request.shapes),
+            "model": model_digest(request.model, request.shapes, request.params),
             "target": target.name,
             "device": request.tracker.key if request.tracker else "host",
             "threads": request.threads,
@@ -116,6 +124,8 @@ def check_run(
             "metric": request.metric,
             "metric_digest": metric_digest,
             "calibration": request.calibration,
+            "equalise": request.equalise,
+            "bias_correction": request.bias_correction,
             "max_accuracy_drop": request.max_accuracy_drop,
             "max_weights": request.max_weights,
             "max_arena": request.max_arena,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from tvmx.ir import DataSource
+
 MANIFEST_SCHEMA = 1
 
 # A plain file name: no folder, no parent, nothing hidden.
@@ -65,7 +67,8 @@ class Manifest(_Strict):
 
     ``model_digest`` and ``plan_digest`` identify what was built; ``files`` maps every other
     file of the bundle to its SHA-256 (filled in when the bundle is written). ``rtol`` bounds
-    max|error| of the golden check relative to the range of each output.
+    max|error| of the golden check relative to the range of each output. ``data`` is what the
+    network was calibrated and judged on: a caller prepares its inputs alike.
     """
 
     format: Literal["tvmx-bundle"] = "tvmx-bundle"
@@ -86,6 +89,7 @@ class Manifest(_Strict):
     measured_on_target: bool = False
     rtol: float = Field(default=1e-3, gt=0)
     notes: tuple[str, ...] = ()
+    data: DataSource | None = None
     files: dict[FileName, Sha256] = Field(default_factory=dict)
 
     @property

@@ -15,16 +15,17 @@ from tvmx.accuracy import (
     Metric,
     Samples,
     calibrate,
+    correct_biases,
     joint_drop,
     sensitivities,
     sensitivity_key,
     spread,
 )
 from tvmx.errors import StoreError
-from tvmx.explore._request import Calibration
-from tvmx.ir import Activation, Implementation, Layer, TensorSpec
+from tvmx.explore._request import ExploreRequest
+from tvmx.ir import ChannelValues, Implementation, Layer, Plan, TensorSpec
 from tvmx.numerics import QuantParams
-from tvmx.passes import Simulator, activations_of
+from tvmx.passes import Simulator, activations_of, equalisation, equalised
 from tvmx.store import Run, write_atomic
 from tvmx.targets import load_target
 
@@ -47,6 +48,7 @@ class Compression:
     context: Context
     data: Dataset
     metric: Metric
+    request: ExploreRequest
     simulator: Simulator
     params: dict[int, QuantParams]
     drops: dict[str, float]
@@ -54,17 +56,50 @@ class Compression:
 
     @classmethod
     def prepare(
-        cls, context: Context, data: Dataset, metric: Metric, calibration: Calibration
-    ) -> Compression:
-        """Calibrate; sensitivities come with :meth:`measure`."""
-        simulator = Simulator(context.network, load_target("host"))
-        params = calibrate(simulator, data.calibration, _specs(context), calibration)
-        return cls(context, data, metric, simulator, params, {})
+        cls, context: Context, data: Dataset, metric: Metric, request: ExploreRequest,
+        options: Mapping[int, Sequence[Implementation]],
+    ) -> Compression:  # fmt: skip
+        """Equalise, calibrate and correct as asked; sensitivities come with :meth:`measure`."""
+        network, host, specs = context.network, load_target("host"), _specs(context)
+        if request.equalise:
+            network = equalised(network, equalisation(network))
+        simulator = Simulator(network, host)
+        params = calibrate(simulator, data.calibration, specs, request.calibration)
+        if request.bias_correction:
+            int8 = {index: i for index, legal in options.items() for i in legal
+                    if i.precision == "int8"}  # fmt: skip
+            found = correct_biases(simulator, data.calibration, specs, params, int8)
+            simulator = Simulator(network, host, found)
+        return cls(context, data, metric, request, simulator, params, {})
 
-    @property
-    def activations(self) -> tuple[Activation, ...]:
-        """The ranges as plans record them."""
-        return activations_of(self.params)
+    def describe(self) -> list[str]:
+        """What was done to the layers before they were judged, for a result's notes."""
+        network, corrected = self.simulator.network, self.simulator.corrections
+        total = len(network.graph.layers)
+        found = []
+        if self.request.equalise:
+            found.append(f"the channels of {len(network.equalised)} of {total} layers equalised")
+        if self.request.bias_correction:
+            found.append(f"the biases of {len(corrected)} of {total} layers corrected for int8")
+        return found
+
+    def complete(self, plan: Plan) -> Plan:
+        """The plan with what its layers' constants depend on: nothing where all are as trained."""
+        if plan.exact:
+            return plan
+        kinds = {c.layer: c.implementation.precision for c in plan.choices}
+        layers, corrections = self.simulator.network.graph.layers, self.simulator.corrections
+        return plan.model_copy(
+            update={
+                "activations": activations_of(self.params) if "int8" in kinds.values() else (),
+                "equalisation": self.simulator.network.equalised,
+                "corrections": tuple(
+                    ChannelValues.of(layer.name, corrections[layer.index])
+                    for layer in layers
+                    if layer.index in corrections and kinds.get(layer.name) == "int8"
+                ),
+            }
+        )
 
     def measure(
         self, options: Mapping[int, Sequence[Implementation]], run: Run, budget_s: float,

@@ -47,7 +47,7 @@ class Context:
     @classmethod
     def open(
         cls, model: Path, shapes: dict[str, tuple[int, ...]], target: str,
-        schedules: Sequence[Path], *, exact: bool = True,
+        schedules: Sequence[Path], *, exact: bool = True, params: Path | None = None,
     ) -> Context:  # fmt: skip
         """Load everything; raises ModelError, UnknownTargetError, TemplateLoadError.
 
@@ -57,7 +57,7 @@ class Context:
 
         loaded = load_target(target)
         registry = load_registry(schedules)
-        imported = load_model(model, shapes)
+        imported = load_model(model, shapes, params)
         from tvmx.passes import extract_layers
 
         return cls(imported, extract_layers(imported), registry, loaded, exact)

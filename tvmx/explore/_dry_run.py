@@ -27,7 +27,7 @@ def dry_run(request: ExploreRequest) -> DryRun:
     """
     context = Context.open(
         request.model, request.shapes, request.target, request.schedules,
-        exact=request.data is None,
+        exact=request.data is None, params=request.params,
     )  # fmt: skip
     options = context.options()
     covered = context.covered

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from tvmx.accuracy import DEFAULT_METRIC, Dataset, load_data, load_metric
+from tvmx.accuracy import DEFAULT_METRIC, Dataset, kind_of, load_data, load_metric
 from tvmx.build import BuildPool
 from tvmx.doctor import build_probe
 from tvmx.errors import MeasureError
@@ -74,6 +75,13 @@ def explore(request: ExploreRequest, progress: Progress | None = None) -> Explor
     return _Exploration(request, progress or Silent()).run()
 
 
+def _told(data: Path | None) -> str:
+    """``--data`` for people: whole paths of files and folders, functions as they were given."""
+    if data is None:
+        return ""
+    return str(data if kind_of(data) == "callable" else data.resolve())
+
+
 class _Exploration:
     def __init__(self, request: ExploreRequest, progress: Progress) -> None:
         self.request, self.progress = request, progress
@@ -85,7 +93,7 @@ class _Exploration:
         check_device(load_target(request.target), request.tracker)
         self.context = Context.open(
             request.model, request.shapes, request.target, request.schedules,
-            exact=request.data is None,
+            exact=request.data is None, params=request.params,
         )  # fmt: skip
         self.layers = self.context.covered
         self.prefilter = Prefilter(self.context.target) if request.prefilter else None
@@ -211,7 +219,9 @@ class _Exploration:
                 "no --data: only float, dense implementations were legal, accuracy was not measured"
             )
             return None
-        return load_data(self.request.data, self.context.model.inputs, self.request.seed)
+        request = self.request
+        assert request.data is not None
+        return load_data(request.data, self.context.model.inputs, request.seed, request.preprocess)
 
     def _golden_inputs(self) -> dict[str, Any]:
         """A sample the choices may see, or seeded noise."""
@@ -226,13 +236,16 @@ class _Exploration:
         name, digest = context.target_key.split(":")
         return RunSettings(
             model=context.model.digest, model_path=str(request.model.resolve()),
+            params_path=str(request.params.resolve()) if request.params else "",
             shapes=request.shapes, target=name, target_digest=digest,
             device=device_key(request.tracker), threads=request.threads,
             cores=request.manners.cores.cluster, cache=request.manners.cache, seed=request.seed,
             objective=request.objective, data=self.data.digest if self.data else None,
-            data_path=str(request.data.resolve()) if request.data else "",
+            data_path=_told(request.data),
+            data_source=self.data.source if self.data else None,
             metric=request.metric, metric_digest=self.metric.fingerprint,
-            calibration=request.calibration,
+            calibration=request.calibration, equalise=request.equalise,
+            bias_correction=request.bias_correction,
             max_accuracy_drop=request.max_accuracy_drop,
             max_weights=request.max_weights, max_arena=request.max_arena,
             schedules={e.name: e.fingerprint for e in entries if e.origin != "built-in"},
@@ -248,8 +261,9 @@ class _Exploration:
             return options
         self.progress.stage("calibrate")
         self.compression = Compression.prepare(
-            self.context, self.data, self.metric, self.request.calibration
+            self.context, self.data, self.metric, self.request, options
         )
+        self.notes += self.compression.describe()
         self.progress.stage("sensitivity")
         seconds = self.budget.seconds
         share = _SENSITIVITY_S if seconds is None else _SENSITIVITY_SHARE * seconds
@@ -345,10 +359,10 @@ class _Exploration:
         self.notes += found.describe()
         plans = [("baseline", self.baseline.plan)]
         seen = {self.baseline.plan.digest}
-        activations = compression.activations if compression else ()
         for assignment in found.assignments:
             note = f"explored by tvmx, seed {seed}"
-            plan = self.table.plan(assignment, seed, note, activations)
+            plan = self.table.plan(assignment, seed, note)
+            plan = compression.complete(plan) if compression else plan
             if plan.digest not in seen:
                 seen.add(plan.digest)
                 plans.append((f"plan{len(plans)}", plan))

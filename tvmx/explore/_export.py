@@ -13,7 +13,7 @@ from tvmx.explore._golden import Golden, load_golden
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
 from tvmx.explore._whole import SIMULATION, BuiltPlan, build_plan, rtol_of
-from tvmx.ir import Plan
+from tvmx.ir import DataSource, Plan
 from tvmx.passes import baseline_plan, check_replay, transfer_plan
 from tvmx.store import Run
 from tvmx.targets import load_target
@@ -21,8 +21,8 @@ from tvmx.targets import load_target
 
 def build_bundle(
     model: Path, target: str, out: Path, *, shapes: dict[str, tuple[int, ...]] | None = None,
-    plan: Path | None = None, schedules: Sequence[Path] = (), seed: int = 0,
-    progress: Progress | None = None,
+    params: Path | None = None, plan: Path | None = None, schedules: Sequence[Path] = (),
+    seed: int = 0, progress: Progress | None = None,
 ) -> BundleSummary:  # fmt: skip
     """Compile a model without search: template defaults, or the replay of a plan.
 
@@ -30,7 +30,7 @@ def build_bundle(
     """
     progress = progress or Silent()
     progress.stage("import")
-    context = Context.open(model, shapes or {}, target, schedules)
+    context = Context.open(model, shapes or {}, target, schedules, params=params)
     if plan is None:
         chosen = baseline_plan(context.network, context.registry, context.target, seed)
     else:
@@ -81,6 +81,7 @@ def export_run(
     context = Context.open(
         Path(settings.model_path), dict(settings.shapes), target or settings.target,
         list(dict.fromkeys(p.resolve() for p in paths)),
+        params=Path(settings.params_path) if settings.params_path else None,
     )  # fmt: skip
     if context.model.digest != settings.model:
         raise RunMismatchError(
@@ -97,7 +98,10 @@ def export_run(
         notes = [f"not measured on this target; explored on {result.target}"]
     figures = _figures(result, candidate) if same else ()
     measured = same and not result.simulated
-    return _write(context, plan, load_golden(folder), out, figures, notes, measured, progress)
+    return _write(
+        context, plan, load_golden(folder), out, figures, notes, measured, progress,
+        settings.data_source,
+    )  # fmt: skip
 
 
 def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:
@@ -156,7 +160,7 @@ def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:
 
 def _write(
     context: Context, plan: Plan, golden: Golden, out: Path, figures: tuple[Figure, ...],
-    notes: list[str], measured: bool, progress: Progress,
+    notes: list[str], measured: bool, progress: Progress, data: DataSource | None = None,
 ) -> BundleSummary:  # fmt: skip
     progress.stage("compile")
     golden = _golden_of(context, plan, golden)
@@ -165,6 +169,7 @@ def _write(
             "model", plan, context.network, context.registry, context.target, Path(scratch)
         )
         manifest = _manifest(context, built, golden, figures, notes, measured)
+        manifest = manifest.model_copy(update={"data": data})
         bundle = write_bundle(out, built.build.path, manifest, golden.inputs, golden.outputs, plan)
     sizes = manifest.sizes
     return BundleSummary(

@@ -11,32 +11,41 @@ from pydantic import BaseModel, ConfigDict, Field
 from tvmx.measure import DeviceAddress, Manners
 
 Objective = Literal["latency", "arena", "weights"]
-Calibration = Literal["percentile", "minmax"]
+Calibration = Literal["percentile", "minmax", "average", "kl", "mse"]
 
 
 @dataclass(frozen=True)
 class ExploreRequest:
     """One exploration. ``tracker`` None means: an own tracker and host server as children.
 
+    ``params`` are the weights of a Relay model.
+
     ``budget_s`` seconds or ``trials`` kernel measurements bound the tuning; with neither, the
     budget is 600 s. ``max_accuracy_drop`` is in percentage points of ``metric``
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
-    ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found.
-    ``manners`` say how the devices are used: cores, deadlines, patience. ``learn_from`` are
-    folders of earlier runs that the knob tuner starts from. ``prefilter``: candidates whose inner
-    loop llvm-mca finds slow are not measured.
+    ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found;
+    ``equalise`` scales channels of neighbouring layers to like ranges before, ``bias_correction``
+    takes what int8 adds to a channel's mean off its bias.
+    ``data`` is an npz file, a folder of images (prepared as the file ``preprocess`` says) or
+    ``module:function``. ``manners`` say how the devices are used: cores, deadlines, patience.
+    ``learn_from`` are folders of earlier runs that the knob tuner starts from. ``prefilter``:
+    candidates whose inner loop llvm-mca finds slow are not measured.
     """
 
     model: Path
     target: str
     out: Path
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    params: Path | None = None
     tracker: DeviceAddress | None = None
     data: Path | None = None
+    preprocess: Path | None = None
     budget_s: float | None = None
     trials: int | None = None
     metric: str | None = None
     calibration: Calibration = "percentile"
+    equalise: bool = False
+    bias_correction: bool = False
     max_accuracy_drop: float = 1.0
     max_weights: int | None = None
     max_arena: int | None = None

@@ -9,7 +9,6 @@ from tvmx.errors import MeasureError
 from tvmx.explore._evaluate import Task
 from tvmx.explore._tuning import Tuned
 from tvmx.ir import (
-    Activation,
     CostTable,
     Implementation,
     Layer,
@@ -61,21 +60,14 @@ class TunedTable:
         pairs = zip(self.layers, assignment, strict=True)
         return {la.index: self._options[la.index][i] for la, i in pairs}
 
-    def plan(
-        self, assignment: Sequence[int], seed: int, note: str,
-        activations: tuple[Activation, ...] = (),
-    ) -> Plan:  # fmt: skip
-        """The plan of an assignment, every layer at the best config found.
-
-        ``activations`` are kept where a layer is int8.
-        """
+    def plan(self, assignment: Sequence[int], seed: int, note: str) -> Plan:
+        """The plan of an assignment, every layer at the best config found; not yet calibrated."""
         pairs = zip(self.layers, assignment, strict=True)
         tuned = [(la, self.options(la)[i]) for la, i in pairs]
-        int8 = any(t.task.implementation.precision == "int8" for _, t in tuned)
         return Plan(
             model=self._context.model.digest, target=self._context.target.name,
             choices=tuple(self._choice(la, t) for la, t in tuned),
-            activations=activations if int8 else (), seed=seed, versions=versions(), note=note,
+            seed=seed, versions=versions(), note=note,
         )  # fmt: skip
 
     def _choice(self, layer: Layer, tuned: Tuned) -> LayerChoice:

@@ -1,4 +1,4 @@
-"""Network files to models: ONNX, and archives of ``torch.export``; Relay text follows."""
+"""Network files to models: ONNX, archives of ``torch.export``, Relay as JSON or text."""
 
 from __future__ import annotations
 
@@ -14,49 +14,67 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model", "model_digest", "torch_runner"]
 
-SUPPORTED_SUFFIXES = (".onnx", ".pt2")
-_PLANNED = {".relay": "Relay text", ".json": "Relay JSON"}
+SUPPORTED_SUFFIXES = (".onnx", ".pt2", ".relay", ".relay.json", ".relay.txt")
+_RELAY_SUFFIXES = (".relay", ".relay.json", ".relay.txt", ".json")
 _PICKLED_SUFFIXES = (".pt", ".pth")
-_HINT = f"supported: {', '.join(SUPPORTED_SUFFIXES)}"
+_NAMES = ", ".join(SUPPORTED_SUFFIXES)
+_HINT = f"supported: {_NAMES}"
 
 
-def load_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
+def load_model(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    params: str | Path | None = None,
+) -> Model:
     """Read a network file and bring it into canonical form.
 
     ``shapes`` fixes the dynamic dimensions of inputs, by their name in the file; static
-    dimensions may be repeated but not changed. Files of an unknown suffix are taken for what
+    dimensions may be repeated but not changed. ``params`` are the weights of a Relay file, as
+    ``relay.save_param_dict`` wrote them. Files of an unknown suffix are taken for what
     their first bytes say. No code from a file is run: ``.pt2`` archives are read as data, and
     pickles are refused.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or ``params`` for a format that has none.
         CorruptModelError: the file is empty, truncated or no valid model.
         UnsupportedOpError: operators that cannot be imported, all of them at once.
         ModelShapeError: an input shape is dynamic, unknown or contradicts the model.
         ModelError: anything else the file's content stands in the way of.
     """
     file, wanted = _model_file(path), dict(shapes or {})
+    weights = _params_file(file, params)
     if _is_torch(file):
         from tvmx.frontends._torch import load_torch
 
         return load_torch(file, wanted)
+    if _is_relay(file):
+        from tvmx.frontends.relay import load_relay
+
+        return load_relay(file, wanted, weights)
     from tvmx.frontends._onnx import load_onnx
 
     return load_onnx(file, wanted)
 
 
 def check_model(
-    path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    params: str | Path | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Look at a network file without importing TVM or torch, and return its inputs.
 
     Raises what :func:`load_model` raises for the file, its inputs and its operators.
     """
     file, wanted = _model_file(path), dict(shapes or {})
+    weights = _params_file(file, params)
     if _is_torch(file):
         from tvmx.frontends._torch import check_torch
 
         return check_torch(file, wanted)
+    if _is_relay(file):
+        from tvmx.frontends.relay import check_relay
+
+        return check_relay(file, wanted, weights)
     from tvmx.frontends._onnx_check import check_operators, read_model
     from tvmx.frontends._onnx_shapes import resolve_inputs
 
@@ -66,16 +84,25 @@ def check_model(
     return inputs
 
 
-def model_digest(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str:
+def model_digest(
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    params: str | Path | None = None,
+) -> str:
     """The digest :func:`load_model` would give the model, without importing TVM.
 
     Raises what :func:`load_model` raises for the file and its inputs.
     """
     file, wanted = _model_file(path), dict(shapes or {})
+    weights = _params_file(file, params)
     if _is_torch(file):
         from tvmx.frontends._torch import torch_digest
 
         return torch_digest(file, wanted)
+    if _is_relay(file):
+        from tvmx.frontends.relay import relay_digest
+
+        return relay_digest(file, wanted, weights)
     from tvmx.frontends._onnx import onnx_digest
 
     return onnx_digest(file, wanted)
@@ -97,19 +124,30 @@ def _model_file(path: str | Path) -> Path:
     file = Path(path)
     if not file.is_file():
         what = "is a folder, not a model file" if file.is_dir() else "does not exist"
-        raise UsageError(f"model {file} {what}", hint="give the path of an .onnx or .pt2 file")
+        raise UsageError(f"model {file} {what}", hint=f"give the path of a file: {_NAMES}")
     _check_kind(file)
     return file
+
+
+def _params_file(file: Path, params: str | Path | None) -> Path | None:
+    if params is None:
+        return None
+    if not _is_relay(file):
+        raise UsageError(f"{file} is no Relay file: its weights are in it, not in {params}")
+    if not Path(params).is_file():
+        raise UsageError(
+            f"parameter file {params} does not exist",
+            hint="--params takes what relay.save_param_dict wrote",
+        )
+    return Path(params)
 
 
 def _check_kind(file: Path) -> None:
     suffix = file.suffix.lower()
     if suffix in SUPPORTED_SUFFIXES:
         return
-    if suffix in _PLANNED:
-        raise ModelError(f"{file}: {_PLANNED[suffix]} cannot be imported yet", hint=_HINT)
     # An ONNX file starts with field 1 (ir_version), a small varint.
-    if not _is_torch(file) and _head(file)[:1] != b"\x08":
+    if not _is_torch(file) and not _is_relay(file) and _head(file)[:1] != b"\x08":
         raise ModelError(f"{file}: not a model format tvmx knows", hint=_HINT)
 
 
@@ -122,6 +160,15 @@ def _is_torch(file: Path) -> bool:
     head = _head(file)
     zipped = head == b"PK\x03\x04"
     return suffix != ".onnx" and (zipped or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"))
+
+
+def _is_relay(file: Path) -> bool:
+    """Whether TVM wrote the file: by its name, else ``{`` or ``#[version``."""
+    if file.name.lower().endswith(_RELAY_SUFFIXES):
+        return True
+    return file.suffix.lower() not in SUPPORTED_SUFFIXES and _head(file).lstrip()[:2] in (
+        b"{", b'{"', b"{\n", b"{\r", b"{ ", b"#[",
+    )  # fmt: skip
 
 
 def _head(file: Path) -> bytes:

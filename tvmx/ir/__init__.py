@@ -1,5 +1,6 @@
 """The vocabulary as data: workloads, implementations, configs, layouts, graphs, plans, costs."""
 
+from tvmx.ir._channels import ChannelValues
 from tvmx.ir._config import Config, Space
 from tvmx.ir._cost_table import CostTable, LayerCosts, transition_key
 from tvmx.ir._graph import (
@@ -31,6 +32,7 @@ from tvmx.ir._layout import (
 )
 from tvmx.ir._model import Model, SourceNode, TensorSpec
 from tvmx.ir._plan import Activation, LayerChoice, Plan
+from tvmx.ir._source import DataSource, Preprocess
 from tvmx.ir._sparsity import DENSE, LEVELS, BlockSparsity
 from tvmx.ir._workload import (
     Conv2dWorkload,
@@ -42,11 +44,11 @@ from tvmx.ir._workload import (
 )
 
 __all__ = [
-    "DENSE", "LEVELS", "MATRIX", "PLAIN", "Activation", "BlockSparsity", "Config",
-    "Conv2dWorkload", "Conversion", "CostTable", "DataType", "DenseWorkload", "Epilogue",
-    "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model", "NetworkGraph",
-    "Node", "NodeKind", "Placement", "Plan", "SourceNode", "Space", "TensorSpec", "WalkState",
-    "Workload", "block_of", "blocked", "ceil_div", "dtype_of", "is_int8", "layout_of",
-    "physical_shape", "plain_or_blocked", "stored_as", "to_logical", "to_physical",
+    "DENSE", "LEVELS", "MATRIX", "PLAIN", "Activation", "BlockSparsity", "ChannelValues", "Config",
+    "Conv2dWorkload", "Conversion", "CostTable", "DataSource", "DataType", "DenseWorkload",
+    "Epilogue", "Implementation", "Layer", "LayerChoice", "LayerCosts", "LayoutWalk", "Model",
+    "NetworkGraph", "Node", "NodeKind", "Placement", "Plan", "Preprocess", "SourceNode", "Space",
+    "TensorSpec", "WalkState", "Workload", "block_of", "blocked", "ceil_div", "dtype_of", "is_int8",
+    "layout_of", "physical_shape", "plain_or_blocked", "stored_as", "to_logical", "to_physical",
     "transition_key", "value_bytes", "workload_from_json",
 ]  # fmt: skip

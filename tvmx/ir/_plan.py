@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tvmx.errors import StoreError
+from tvmx.ir._channels import ChannelValues
 from tvmx.ir._config import Config
 from tvmx.ir._implementation import Implementation
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
+_READ = (2, 3)  # 2 had neither equalisation nor corrections
 
 
 class LayerChoice(BaseModel):
@@ -45,7 +47,9 @@ class Plan(BaseModel):
     """Every layer's implementation and config for one model on one target.
 
     ``model`` is the digest of the imported model; ``versions`` records tvmx and TVM.
-    ``activations`` are there where a layer is int8: what calibration found.
+    ``activations`` are there where a layer is int8: what calibration found. ``equalisation`` are
+    the factors that layers' output channels were divided by (:mod:`tvmx.passes._equalise`),
+    ``corrections`` what is added to the biases of int8 layers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +59,8 @@ class Plan(BaseModel):
     target: str
     choices: tuple[LayerChoice, ...]
     activations: tuple[Activation, ...] = ()
+    equalisation: tuple[ChannelValues, ...] = ()
+    corrections: tuple[ChannelValues, ...] = ()
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
     note: str = ""
@@ -62,7 +68,10 @@ class Plan(BaseModel):
     @property
     def digest(self) -> str:
         """16 hex digits over all that decides the library: equal plans build equal libraries."""
-        text = self.model_dump_json(include={"model", "target", "choices", "activations"})
+        decisive = {"model", "target", "choices", "activations"}
+        # Not where they are empty: then digests are those of schema 2.
+        decisive |= {name for name in ("equalisation", "corrections") if getattr(self, name)}
+        text = self.model_dump_json(include=decisive)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -90,8 +99,9 @@ class Plan(BaseModel):
                 f"{path} is not a tvmx plan",
                 hint="plans are written by `tvmx explore` and `tvmx build`",
             ) from err
-        if plan.schema_version != PLAN_SCHEMA:
+        if plan.schema_version not in _READ:
             raise StoreError(
-                f"{path} has plan schema {plan.schema_version}, this tvmx reads {PLAN_SCHEMA}"
+                f"{path} has plan schema {plan.schema_version}, this tvmx reads "
+                f"{' and '.join(map(str, _READ))}"
             )
         return plan

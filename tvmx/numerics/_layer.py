@@ -53,6 +53,15 @@ def layer_constants(
     return LayerConstants(quantised, folded.astype(np.int32), how)
 
 
+def corrected(
+    bias: npt.NDArray[Any] | None, correction: npt.NDArray[Any] | None
+) -> npt.NDArray[Any] | None:
+    """The bias of an int8 layer with what bias correction adds to it (None: nothing)."""
+    if correction is None:
+        return bias
+    return correction if bias is None else bias + correction
+
+
 def clip_bounds(workload: Conv2dWorkload | DenseWorkload, out: QuantParams) -> tuple[int, int]:
     """The epilogue's clip on the s8 output."""
     epilogue = workload.epilogue

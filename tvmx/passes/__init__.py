@@ -1,5 +1,6 @@
 """Passes over the imported network: layer extraction, plans, lowering, simulation."""
 
+from tvmx.passes._equalise import equalisation, equalised
 from tvmx.passes._int8_ops import convert
 from tvmx.passes._layers import LayerStep, Network, OpStep, extract_layers
 from tvmx.passes._lower import Lowered, conversion_name, finish_relax, lower
@@ -18,6 +19,6 @@ from tvmx.passes._simulate import Simulator, Values
 __all__ = [
     "CONCAT", "IN_PLACE", "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values",
     "activations_of", "baseline_plan", "check_replay", "choose", "conversion_name", "convert",
-    "extract_layers", "finish_relax", "int8_plan", "lower", "params_of", "tie", "transfer_plan",
-    "versions",
+    "equalisation", "equalised", "extract_layers", "finish_relax", "int8_plan",
+    "lower", "params_of", "tie", "transfer_plan", "versions",
 ]  # fmt: skip

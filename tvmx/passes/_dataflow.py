@@ -249,7 +249,8 @@ def const(array: Array) -> Any:
 def _contiguous(array: Array) -> Array:
     """``np.ascontiguousarray``, several times faster on large transposed matrices."""
     if array.ndim != 2 or array.size < _TILED or not array.T.flags.c_contiguous:
-        return np.ascontiguousarray(array)
+        # It makes one axis of none.
+        return np.ascontiguousarray(array).reshape(array.shape)
     result = np.empty(array.shape, array.dtype)
     for start in range(0, array.shape[1], _TILE):
         stop = start + _TILE

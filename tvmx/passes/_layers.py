@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError
-from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Layer, NetworkGraph, Node
+from tvmx.ir import (
+    ChannelValues,
+    Conv2dWorkload,
+    DenseWorkload,
+    Epilogue,
+    Layer,
+    NetworkGraph,
+    Node,
+)
 from tvmx.passes._dataflow import op_name
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
@@ -53,13 +61,16 @@ class OpStep:
 class Network:
     """A model cut into layers: the pure ``graph`` and, node by node, the Relax ``steps``.
 
-    ``values[v]`` is the Relax variable of value ``v``.
+    ``values[v]`` is the Relax variable of value ``v``. ``equalised`` are the factors that
+    :mod:`tvmx.passes._equalise` applied to the constants of ``original``.
     """
 
     model: Model
     graph: NetworkGraph
     steps: tuple[LayerStep | OpStep, ...]
     values: tuple[Any, ...]
+    equalised: tuple[ChannelValues, ...] = ()
+    original: Network | None = None
 
 
 def static_shape(expr: Any) -> tuple[int, ...] | None:

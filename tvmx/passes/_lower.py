@@ -22,15 +22,16 @@ from tvmx.ir import (
     is_int8,
     physical_shape,
 )
-from tvmx.numerics import LayerConstants, clip_to, layer_constants
+from tvmx.numerics import LayerConstants, clip_to, corrected, layer_constants
 from tvmx.passes import _int8_ops as int8
 from tvmx.passes._default_schedule import schedule_rest
+from tvmx.passes._equalise import equalised
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
 from tvmx.passes._lrn import Lrn, lrn_kernel
 from tvmx.passes._memory_marks import IN_PLACE, OPAQUE, mark_concats
 from tvmx.passes._operator import Operator
-from tvmx.passes._quantise import check_activations, layer_params, params_of
+from tvmx.passes._quantise import check_activations, corrections_of, layer_params, params_of
 from tvmx.passes._vector_math import LEGALIZE
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class _Lowering:
         self.walk = LayoutWalk(network.graph)
         check_activations(plan, network.graph)
         self.params = params_of(network.graph, plan.activations)
+        self.corrections = corrections_of(plan, network.graph)
         self.env: dict[tuple[int, str], Any] = {}
         self.kernels: dict[str, tuple[Kernel, Any]] = {}
         self.conversions: list[Conversion] = []
@@ -146,7 +148,8 @@ class _Lowering:
         if choice.implementation.precision != "int8":
             return LayerConstants(step.weight, step.bias)
         params = layer_params(node, self.params, step.layer.name)
-        return layer_constants(step.layer.workload, step.weight, step.bias, params)
+        bias = corrected(step.bias, self.corrections.get(step.layer.index))
+        return layer_constants(step.layer.workload, step.weight, bias, params)
 
     def _kernel(self, step: LayerStep, choice: LayerChoice) -> tuple[Kernel, Any]:
         impl = choice.implementation
@@ -249,7 +252,7 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
         BuildError: the plan is for another model, or hits no layer at all.
         TemplateError: a template refuses the plan's config.
     """
-    lowered = _Lowering(network, plan, registry, target).run()
+    lowered = _Lowering(equalised(network, plan.equalisation), plan, registry, target).run()
     if lowered.total and not lowered.hits:
         raise BuildError(
             f"none of the {lowered.total} layers of {network.model.path} is covered by a template",

@@ -100,7 +100,8 @@ def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Targ
         choices.append(choose(entry, layer, target, implementation=implementation))
     return Plan(
         model=plan.model, target=target.name, choices=tuple(choices), seed=plan.seed,
-        activations=plan.activations, versions=versions(),
+        activations=plan.activations, equalisation=plan.equalisation,
+        corrections=plan.corrections, versions=versions(),
         note=f"carried over from {plan.target}, defaults of {target.name}",
     )  # fmt: skip
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from tvmx.errors import BuildError
 from tvmx.ir import Activation, NetworkGraph, Node
 from tvmx.numerics import LayerParams, QuantParams
@@ -36,6 +39,22 @@ def activations_of(params: Mapping[int, QuantParams]) -> tuple[Activation, ...]:
         Activation(value=value, scale=p.scale, zero_point=p.zero_point)
         for value, p in sorted(params.items())
     )
+
+
+def corrections_of(plan: Plan, graph: NetworkGraph) -> dict[int, npt.NDArray[np.float32]]:
+    """A plan's bias corrections by layer index. Raises BuildError where they do not fit."""
+    layers = {layer.name: layer for layer in graph.layers}
+    found = {}
+    for correction in plan.corrections:
+        layer, values = layers.get(correction.layer), correction.array
+        if layer is None or layer.workload.out_shape[1] != len(values):
+            raise BuildError(
+                f"the plan corrects {len(values)} channels of layer {correction.layer!r}, the "
+                f"network has {layer.workload.out_shape[1] if layer else 'no such layer'}",
+                hint="replay a plan only on the model it was made for",
+            )
+        found[layer.index] = values
+    return found
 
 
 def layer_params(node: Node, params: Mapping[int, QuantParams], name: str) -> LayerParams:

@@ -30,6 +30,7 @@ from tvmx.numerics import (
     clip_int8,
     clip_to,
     concat_int8,
+    corrected,
     dequantise,
     layer_constants,
     max_pool_int8,
@@ -38,11 +39,12 @@ from tvmx.numerics import (
     quantise,
     requantise,
 )
+from tvmx.passes._equalise import equalised
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._lower import finish_relax, rewire
 from tvmx.passes._lrn import Lrn
 from tvmx.passes._operator import Operator
-from tvmx.passes._quantise import layer_params, params_of
+from tvmx.passes._quantise import corrections_of, layer_params, params_of
 from tvmx.targets import Target
 from tvmx.templates import linear, reference
 
@@ -58,12 +60,18 @@ _EXACT_TERMS = 2**24 // (128 * 127)
 
 
 class Simulator:
-    """Runs a network for several calls at once. ``host`` is this machine's target."""
+    """Runs a network for several calls at once. ``host`` is this machine's target.
 
-    def __init__(self, network: Network, host: Target) -> None:
+    ``corrections`` (by layer index) are added to the biases of int8 layers.
+    """
+
+    def __init__(
+        self, network: Network, host: Target, corrections: Mapping[int, Array] | None = None
+    ) -> None:
         self.network = network
+        self.corrections = dict(corrections or {})
         self._graph = network.graph
-        self._host = host
+        self.host = host
         self._machines: dict[int, Any] = {}
         self._constants: dict[Any, LayerConstants] = {}
 
@@ -104,13 +112,18 @@ class Simulator:
         return tuple(found)
 
     def expected(self, plan: Plan, inputs: Sequence[Array]) -> tuple[Array, ...]:
-        """Outputs of a plan for one call: ``inputs`` in the model's shapes."""
-        graph = self._graph
+        """Outputs of a plan for one call: ``inputs`` in the model's shapes.
+
+        The plan's equalisation and corrections are in force, whatever those of the simulator.
+        """
+        network, graph = equalised(self.network, plan.equalisation), self._graph
+        planned = Simulator(network, self.host, corrections_of(plan, graph))
+        planned._machines = self._machines
         chosen = {la.index: plan.choice(la.name) for la in graph.layers}
         choices = {i: c.implementation for i, c in chosen.items() if c is not None}
-        values = self.run([np.asarray(x)[None] for x in inputs])
-        after = self.rerun(values, choices, params_of(graph, plan.activations))
-        return tuple(out[0] for out in self.outputs(after))
+        values = planned.run([np.asarray(x)[None] for x in inputs])
+        after = planned.rerun(values, choices, params_of(graph, plan.activations))
+        return tuple(out[0] for out in planned.outputs(after))
 
     def layer(
         self, node: Node, step: LayerStep, implementation: Implementation | None,
@@ -141,9 +154,8 @@ class Simulator:
             how = layer_params(node, params, step.layer.name)
             key: Any = (node.layer, how)
             if key not in self._constants:
-                self._constants[key] = layer_constants(
-                    step.layer.workload, step.weight, step.bias, how
-                )
+                bias = corrected(step.bias, self.corrections.get(step.layer.index))
+                self._constants[key] = layer_constants(step.layer.workload, step.weight, bias, how)
             return self._constants[key]
         key = (node.layer, implementation.sparsity)
         if key not in self._constants:
@@ -182,8 +194,8 @@ class Simulator:
                 value = rewire(step.binding.value, dict(zip(source, params, strict=True)))
                 out = bb.emit_output(bb.emit(value))
             bb.emit_func_output(out)
-        mod = finish_relax(bb.finalize(), self._host)
-        return relax.VirtualMachine(relax.build(mod, make_target(self._host)), tvm.cpu())
+        mod = finish_relax(bb.finalize(), self.host)
+        return relax.VirtualMachine(relax.build(mod, make_target(self.host)), tvm.cpu())
 
 
 class _Rerun:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tvmx.errors import StoreError
+from tvmx.ir import DataSource
 
 RUN_SCHEMA = 1
 
@@ -25,6 +26,8 @@ _IDENTITY = {
     "metric": "metric",
     "metric_digest": "metric's source",
     "calibration": "calibration",
+    "equalise": "equalise",
+    "bias_correction": "bias correction",
     "max_accuracy_drop": "max accuracy drop",
     "max_weights": "max weights",
     "max_arena": "max arena",
@@ -35,8 +38,9 @@ _IDENTITY = {
 class RunSettings(BaseModel):
     """The request behind a run.
 
-    ``model`` and ``data`` are digests (``data`` None without ``--data``), the paths beside
-    them are for people. ``target_digest`` is the digest of the target's content.
+    ``model`` and ``data`` are digests (``data`` None without ``--data``), the paths and
+    ``data_source`` beside them are for people. ``target_digest`` is the digest of the target's
+    content.
     ``max_accuracy_drop`` is in percentage points of ``metric`` (None: top-1 or agreement),
     ``max_weights`` and ``max_arena`` are in bytes. ``schedules`` maps the names of templates
     of the user's to their fingerprints, ``schedule_paths`` says where they were loaded from;
@@ -51,6 +55,7 @@ class RunSettings(BaseModel):
     schema_version: int = RUN_SCHEMA
     model: str
     model_path: str = ""
+    params_path: str = ""
     target: str
     target_digest: str = ""
     device: str = "host"
@@ -61,9 +66,12 @@ class RunSettings(BaseModel):
     objective: Literal["latency", "arena", "weights"] = "latency"
     data: str | None = None
     data_path: str = ""
+    data_source: DataSource | None = None
     metric: str | None = None
     metric_digest: str = ""
-    calibration: Literal["percentile", "minmax"] = "percentile"
+    calibration: Literal["percentile", "minmax", "average", "kl", "mse"] = "percentile"
+    equalise: bool = False
+    bias_correction: bool = False
     max_accuracy_drop: float | None = None
     max_weights: int | None = None
     max_arena: int | None = None

@@ -1,0 +1,93 @@
+"""Attributes of Relay operators, as the JSON files of TVM 0.8 to 0.19 hold them.
+
+JSON has every attribute as a string, which is a number, a text or the index of a node: only the
+attribute's declared type tells.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["int", "float", "str", "node"]
+"""``node``: a list, an expression or an optional; ``str``: in place, or (TVM >= 0.12) a node."""
+
+_CONV: dict[str, Kind] = {
+    "strides": "node", "padding": "node", "dilation": "node", "groups": "int", "channels": "node",
+    "kernel_size": "node", "data_layout": "str", "kernel_layout": "str", "out_layout": "str",
+    "out_dtype": "str",
+}  # fmt: skip
+_POOL: dict[str, Kind] = {
+    "pool_size": "node", "strides": "node", "dilation": "node", "padding": "node",
+    "layout": "str", "out_layout": "str", "ceil_mode": "int", "count_include_pad": "int",
+}  # fmt: skip
+_NORM: dict[str, Kind] = {"axis": "int", "epsilon": "float", "center": "int", "scale": "int"}
+_REDUCE: dict[str, Kind] = {"axis": "node", "keepdims": "int", "exclude": "int"}
+_AXIS: dict[str, Kind] = {"axis": "int"}
+_PRODUCT: dict[str, Kind] = {
+    "units": "node", "out_dtype": "str", "transpose_a": "int", "transpose_b": "int",
+}  # fmt: skip
+
+FIELDS: dict[str, dict[str, Kind]] = {
+    "Conv2DAttrs": _CONV,
+    "Conv2DTransposeAttrs": {**_CONV, "output_padding": "node"},
+    "MaxPool2DAttrs": _POOL,
+    "AvgPool2DAttrs": _POOL,
+    "GlobalPool2DAttrs": {"layout": "str", "out_layout": "str"},
+    "AdaptivePool2DAttrs": {"output_size": "node", "layout": "str", "out_layout": "str"},
+    "DenseAttrs": _PRODUCT,
+    "MatmulAttrs": _PRODUCT,
+    "BatchMatmulAttrs": _PRODUCT,
+    "BiasAddAttrs": _AXIS,
+    "PReluAttrs": _AXIS,
+    "SoftmaxAttrs": _AXIS,
+    "ConcatenateAttrs": _AXIS,
+    "LeakyReluAttrs": {"alpha": "float"},
+    "DropoutAttrs": {"rate": "float"},
+    "BatchNormAttrs": _NORM,
+    "InstanceNormAttrs": _NORM,
+    "LayerNormAttrs": _NORM,
+    "GroupNormAttrs": {**_NORM, "num_groups": "int"},
+    "LRNAttrs": {"size": "int", "axis": "int", "bias": "float", "alpha": "float", "beta": "float"},
+    "L2NormalizeAttrs": {"eps": "float", "axis": "node"},
+    "PadAttrs": {"pad_width": "node", "pad_mode": "str"},
+    "UpSamplingAttrs": {
+        "scale_h": "float", "scale_w": "float", "layout": "str", "method": "str",
+        "align_corners": "int",
+    },
+    "Resize2DAttrs": {
+        "size": "node", "roi": "node", "layout": "str", "method": "str",
+        "coordinate_transformation_mode": "str", "rounding_method": "str", "cubic_alpha": "float",
+        "cubic_exclude": "int", "extrapolation_value": "float", "out_dtype": "str",
+    },
+    "SubPixelAttrs": {"block_size": "int", "layout": "str", "mode": "str"},
+    "ReshapeAttrs": {"newshape": "node", "allowzero": "int"},
+    "ReshapeLikeAttrs": {
+        "lhs_begin": "int", "lhs_end": "node", "rhs_begin": "int", "rhs_end": "node",
+    },
+    "TransposeAttrs": {"axes": "node"},
+    "ExpandDimsAttrs": {"axis": "int", "num_newaxis": "int"},
+    "SqueezeAttrs": {"axis": "node"},
+    "SplitAttrs": {"indices_or_sections": "node", "axis": "int"},
+    "StridedSliceAttrs": {
+        "begin": "node", "end": "node", "strides": "node", "slice_mode": "str", "axes": "node",
+    },
+    "StackAttrs": {"axis": "node"},
+    "TileAttrs": {"reps": "node"},
+    "RepeatAttrs": {"repeats": "node", "axis": "node"},
+    "ReverseAttrs": {"axis": "node"},
+    "TakeAttrs": {"batch_dims": "node", "axis": "node", "mode": "str"},
+    "LayoutTransformAttrs": {"src_layout": "str", "dst_layout": "str"},
+    "CastAttrs": {"dtype": "str"},
+    "ClipAttrs": {"a_min": "float", "a_max": "float"},
+    "InitOpAttrs": {"shape": "node", "dtype": "str"},
+    "ReduceAttrs": _REDUCE,
+    "ArgReduceAttrs": {**_REDUCE, "select_last_index": "int"},
+    "VarianceAttrs": {**_REDUCE, "unbiased": "int"},
+    "QuantizeAttrs": {"out_dtype": "str", "axis": "int"},
+    "DequantizeAttrs": {"out_dtype": "str", "axis": "int"},
+    "RequantizeAttrs": {
+        "axis": "int", "rounding": "str", "compute_dtype": "str", "out_dtype": "str",
+    },
+    "BroadcastAttrs": {"lhs_axis": "int", "rhs_axis": "int"},
+}  # fmt: skip
+"""The part of a type key behind ``relay.attrs.`` -> attribute -> kind."""
