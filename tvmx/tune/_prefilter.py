@@ -33,6 +33,11 @@ class Prefilter:
     """
 
     def __init__(self, target: Target, margin: float = MARGIN) -> None:
+        if target.arch != "aarch64":
+            raise UsageError(
+                f"--prefilter is for AArch64 cores, target {target.name} is {target.arch}",
+                hint="leave it out",
+            )
         try:
             core = simulated_core(target)
             self._analyser = analyser(core.triple, core.mca_cpu, core.mca_attrs)
