@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmx.errors import CorruptModelError, ModelError, UnsupportedOpError, UsageError
+from tvmx.errors import CorruptModelError, ModelError, UsageError
 from tvmx.frontends._onnx_ops import OLDEST_OPSET, SUPPORTED, refusal
+from tvmx.frontends._refused import refuse_operators
 
 if TYPE_CHECKING:
     import onnx
@@ -168,13 +169,7 @@ def check_operators(proto: onnx.ModelProto, path: Path) -> None:
             ops.setdefault(f"{node.domain}::{node.op_type}", []).append(node.name)
         elif node.op_type not in SUPPORTED:
             ops.setdefault(node.op_type, []).append(node.name)
-    if ops:
-        listed = "; ".join(f"{op} ({_some(names)})" for op, names in sorted(ops.items()))
-        raise UnsupportedOpError(
-            f"{path} uses operators that cannot be imported: {listed}",
-            ops=ops,
-            hint=refusal(ops),
-        )
+    refuse_operators(path, ops, refusal)
     _check_training(proto, path)
     _check_graph(proto, path)
 
@@ -187,11 +182,6 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(attribute.g)
             for inner in attribute.graphs:
                 yield from _nodes(inner)
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _check_training(proto: onnx.ModelProto, path: Path) -> None:

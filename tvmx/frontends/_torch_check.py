@@ -6,7 +6,8 @@ import keyword
 import re
 from typing import Any
 
-from tvmx.errors import CorruptModelError, ModelError, UnsupportedOpError
+from tvmx.errors import CorruptModelError, ModelError
+from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._torch_archive import DTYPES, EXPORT_HINT, TorchArchive, damage
 from tvmx.frontends._torch_ops import DROPOUTS, NORMS, SHAPE_OPS, SUPPORTED, refusal
 from tvmx.ir import SourceNode
@@ -103,13 +104,7 @@ def check_operators(archive: TorchArchive) -> None:
                 continue
             if not target.startswith(_ATEN) or op not in SUPPORTED:
                 ops.setdefault(op, []).append(_label(node))
-        if ops:
-            listed = "; ".join(f"{op} ({_some(names)})" for op, names in sorted(ops.items()))
-            raise UnsupportedOpError(
-                f"{archive.path} uses operators that cannot be imported: {listed}",
-                ops=ops,
-                hint=refusal(ops),
-            )
+        refuse_operators(archive.path, ops, refusal)
         _check_training(archive, nodes)
         _check_signature(archive)
 
@@ -119,11 +114,6 @@ def _label(node: dict[str, Any]) -> str:
         return source_of(node).name
     except (LookupError, TypeError, ValueError, AttributeError):
         return str(node.get("name") or "unnamed")
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _check_training(archive: TorchArchive, nodes: list[dict[str, Any]]) -> None:

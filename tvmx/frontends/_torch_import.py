@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tvmx._tvm import relax, tvm
-from tvmx.errors import ModelError, TvmxError, UnsupportedOpError
+from tvmx.errors import ModelError, TvmxError
 from tvmx.frontends._names import identifier
+from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._torch_ops import refusal
 from tvmx.frontends._torch_program import quiet, reason
 from tvmx.frontends._torch_rules import RULES
@@ -88,13 +89,7 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
             if node.op == "call_function" and node.target.__name__ not in self.convert_map:
                 names = ops.setdefault(node.target.__name__, [])
                 names.append(self._source(node).name)
-        if ops:
-            listed = "; ".join(f"{op} ({', '.join(names)})" for op, names in sorted(ops.items()))
-            raise UnsupportedOpError(
-                f"{self._path} uses operators that cannot be imported: {listed}",
-                ops=ops,
-                hint=refusal(ops),
-            )
+        refuse_operators(self._path, ops, refusal)
 
     def _convert(
         self, core: torch.export.ExportedProgram, nodes: list[Any]

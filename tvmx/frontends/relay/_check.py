@@ -10,9 +10,9 @@ from tvmx.errors import (
     CorruptModelError,
     ModelError,
     ModelShapeError,
-    UnsupportedOpError,
     UsageError,
 )
+from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._shapes import check_dtype, check_names, reject_dynamic, resolve_shape
 from tvmx.frontends.relay._flatten import Program, Step, flatten, leaves, main_function
 from tvmx.frontends.relay._graph import Array, Module, Var
@@ -131,13 +131,7 @@ def check_operators(program: Program, path: Path) -> None:
     for step in program.steps:
         if step.op not in ARGUMENTS:
             ops.setdefault(step.op, []).append(step.name)
-    if ops:
-        listed = "; ".join(f"{op} ({_some(names)})" for op, names in sorted(ops.items()))
-        raise UnsupportedOpError(
-            f"{path} uses operators that cannot be imported: {listed}",
-            ops=ops,
-            hint=refusal(ops),
-        )
+    refuse_operators(path, ops, refusal)
     for step in program.steps:
         _check_arguments(step, path)
 
@@ -150,8 +144,3 @@ def _check_arguments(step: Step, path: Path) -> None:
             f"{path} is damaged: {step.op} ({step.name}) has the wrong arguments: "
             f"{len(step.args)} of {wanted}, {sum(1 for a in step.args for _ in leaves(a))} tensors"
         )
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
