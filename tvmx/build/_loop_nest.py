@@ -17,6 +17,7 @@ from typing import Any
 from tvmx import _tvm
 from tvmx._tvm import s_tir, tirx
 from tvmx.build._affine import Affine, digits, divided, divisors, plus, remainder
+from tvmx.build._memory import buffer_bytes, item_bytes
 
 UNKNOWN_EXTENT = 16
 """Iterations counted for a loop whose extent only the data decides (kept blocks)."""
@@ -117,7 +118,7 @@ class _Reader:
         }  # fmt: skip
         arguments = 0
         for buffer in func.params:
-            self._sizes[buffer] = _buffer_bytes(buffer)
+            self._sizes[buffer] = buffer_bytes(buffer)
             arguments += self._sizes[buffer]
         root = Loop(1, None)
         self._visit(func.body, root)
@@ -165,7 +166,7 @@ class _Reader:
             self._ranges[node.var] = bounds
 
     def _allocate(self, node: Any, loop: Loop) -> None:
-        size = _buffer_bytes(node.buffer)
+        size = buffer_bytes(node.buffer)
         self._sizes[node.buffer] = size
         if size <= _REGISTER_FILE:
             self._registers.add(node.buffer)
@@ -221,7 +222,7 @@ class _Reader:
         if memory in self._registers:
             loop.registers[memory] = self._sizes[memory]
             return
-        item = _item_bytes(buffer)
+        item = item_bytes(buffer)
         affine: Affine = {}
         pace = 1
         for index, extent in zip(reversed(indices), reversed(buffer.shape), strict=True):
@@ -300,12 +301,3 @@ _INTERVALS: dict[str, Callable[[int, int], int]] = {
     "FloorDiv": operator.floordiv, "FloorMod": operator.mod,
 }  # fmt: skip
 _ARITHMETIC = {"Mul": "multiply", "Add": "add", "Sub": "add", "Max": "add", "Min": "add"}
-
-
-def _buffer_bytes(buffer: Any) -> int:
-    return math.prod(int(extent) for extent in buffer.shape) * _item_bytes(buffer)
-
-
-def _item_bytes(buffer: Any) -> int:
-    dtype = buffer.dtype
-    return int(-(-dtype.bits * dtype.lanes // 8))

@@ -45,7 +45,7 @@ def _workspace(stmt: Any, per_parallel: int) -> int:
     while pending:
         node, copies = pending.pop()
         if isinstance(node, tirx.AllocBuffer):
-            size = _buffer_bytes(node.buffer)
+            size = buffer_bytes(node.buffer)
             total += size * copies if size > STACK_LIMIT_BYTES else 0
         elif isinstance(node, tirx.SeqStmt):
             pending += [(child, copies) for child in node.seq]
@@ -61,10 +61,15 @@ def _workspace(stmt: Any, per_parallel: int) -> int:
     return total
 
 
-def _buffer_bytes(buffer: Any) -> int:
+def buffer_bytes(buffer: Any) -> int:
+    """Bytes of a buffer of static shape."""
+    return math.prod(int(extent) for extent in buffer.shape) * item_bytes(buffer)
+
+
+def item_bytes(buffer: Any) -> int:
+    """Bytes of one element of a buffer, all its lanes together."""
     dtype = _tvm.tvm.DataType(str(buffer.dtype))
-    item = -(-int(dtype.bits) * int(dtype.lanes) // 8)
-    return math.prod(int(extent) for extent in buffer.shape) * item
+    return -(-int(dtype.bits) * int(dtype.lanes) // 8)
 
 
 def arena_bytes(mod: Any) -> int:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from tvmx.errors import UsageError
 from tvmx.measure import Manners
-from tvmx.store import Journal, MeasurementRecord
-
-_JOURNAL = "journal.jsonl"
+from tvmx.store import JOURNAL, Journal, MeasurementRecord
 
 
 def lessons(
@@ -27,7 +25,7 @@ def lessons(
     """
     found: dict[str, MeasurementRecord] = {}
     for run in runs:
-        path = run / _JOURNAL if run.is_dir() else run
+        path = run / JOURNAL if run.is_dir() else run
         if not path.is_file():
             raise UsageError(
                 f"--learn-from {run}: there is no journal",

@@ -18,14 +18,16 @@ from tvmx.store._journal import Journal
 from tvmx.store._settings import RunSettings
 
 _SETTINGS = "settings.json"
-_JOURNAL = "journal.jsonl"
+JOURNAL = "journal.jsonl"
+"""The journal in a run folder."""
+
 _CURVE = "curve.jsonl"
 _RESULT = "result.json"
 _SIMULATION = "simulation"
 _PLANS = "plans"
 _WORK = "work"
 _LOCK = ".lock"
-_OWN = (_JOURNAL, f"{_JOURNAL}.lock", _CURVE, _RESULT, _PLANS, _WORK, _SETTINGS)
+_OWN = (JOURNAL, f"{JOURNAL}.lock", _CURVE, _RESULT, _PLANS, _WORK, _SETTINGS)
 
 
 class Run:
@@ -84,7 +86,7 @@ class Run:
     def journal(self) -> Journal:
         """The run's journal."""
         if self._journal is None:
-            self._journal = Journal(self.path / _JOURNAL)
+            self._journal = Journal(self.path / JOURNAL)
         return self._journal
 
     @property
