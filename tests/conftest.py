@@ -9,10 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.measure_libraries import Libraries, build
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# How long an example takes says something about the machine's load only.
+settings.register_profile("tvmx", deadline=None)
+settings.load_profile("tvmx")
 
 
 def pytest_configure() -> None:

@@ -205,7 +205,7 @@ def test_all_unsupported_operators_at_once(tmp_path: Path) -> None:
         make("Relu", ["x"], ["a"], name="fine"), make("Frobnicate", ["a"], ["b"], name="first"),
         make("Frobnicate", ["b"], ["c"], name="second"),
         make("Gelu", ["c"], ["d"], domain="com.microsoft"),
-        make("QLinearConv", ["d"] * 9, ["e"], name="quantised"),
+        make("QAttention", ["d"] * 9, ["e"], name="quantised", domain="com.microsoft"),
         make("If", ["e"], ["y"], name="branch", then_branch=branch, else_branch=branch),
     ]  # fmt: skip
     started = time.monotonic()
@@ -214,7 +214,8 @@ def test_all_unsupported_operators_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
     assert caught.value.ops == {
         "Frobnicate": ["first", "second"], "com.microsoft::Gelu": ["Gelu_d"],
-        "QLinearConv": ["quantised"], "If": ["branch"], "StringNormalizer": ["inner", "inner"],
+        "com.microsoft::QAttention": ["quantised"], "If": ["branch"],
+        "StringNormalizer": ["inner", "inner"],
     }  # fmt: skip
     for word in ("first", "second", "com.microsoft::Gelu", "quantised", "branch"):
         assert word in str(caught.value)

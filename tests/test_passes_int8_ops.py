@@ -299,8 +299,8 @@ def test_geometry_is_that_of_float_pools(pool: Pool2d) -> None:
 def test_pools(pool: Pool2d, form: str) -> None:
     data = any_int8(*IMAGES[0])
     physical = stored(data, form)
-    same(run(lambda t: ops.max_pool_te(t, pool, form), [physical]), max_pool_int8(data, pool), form)
-    got = run(lambda t: ops.avg_pool_te(t, B, pool, form), [physical])
+    same(run(lambda t: ops.max_pool_te(t, pool), [physical]), max_pool_int8(data, pool), form)
+    got = run(lambda t: ops.avg_pool_te(t, B, pool, B), [physical])
     same(got, avg_pool_int8(data, B, pool), form)
 
 
@@ -309,7 +309,7 @@ def test_pools(pool: Pool2d, form: str) -> None:
 def test_mean(shape: tuple[int, ...], form: str) -> None:
     data = any_int8(*shape)
     expected = mean_int8(data, A)
-    same(run(lambda t: ops.mean_te(t, A, form), [stored(data, form)]), expected, form)
+    same(run(lambda t: ops.mean_te(t, A, A), [stored(data, form)]), expected, form)
     count = shape[2] * shape[3]
     for n, c in itertools.product(range(shape[0]), range(shape[1])):
         exact = Fraction(int(data[n, c].astype(np.int64).sum()) - count * A.zero_point, count)
@@ -322,7 +322,7 @@ def test_averages_round_half_to_even() -> None:
     expected = np.array([2, -2, 0], np.int8).reshape(1, 3, 1, 1)  # of 2.5, -2.5 and 0.5
     np.testing.assert_array_equal(mean_int8(data, zero), expected)
     np.testing.assert_array_equal(avg_pool_int8(data, zero, Pool2d((2, 2))), expected)
-    same(run(lambda t: ops.mean_te(t, zero, "NCHW/s8"), [data]), expected)
+    same(run(lambda t: ops.mean_te(t, zero, zero), [data]), expected)
 
 
 @given(
@@ -365,12 +365,12 @@ def test_chain_through_relax_fusion() -> None:
     with bb.function("main", [var]):
         with bb.dataflow():
             q = emit(lambda t: ops.convert(t, shape, "NCHW", form, A), var)
-            m = emit(lambda t: ops.max_pool_te(t, pool, form), q)
-            a = emit(lambda t: ops.avg_pool_te(t, A, pool, form), q)
+            m = emit(lambda t: ops.max_pool_te(t, pool), q)
+            a = emit(lambda t: ops.avg_pool_te(t, A, pool, A), q)
             s = emit(lambda t, u: ops.add_te(t, A, u, A, B), m, a)
             c = emit(lambda t, u: ops.concat_te([t, u], [B, A], OUT, form), s, m)
             k = emit(lambda t: ops.clip_te(t, 10, 120), c)
-            g = emit(lambda t: ops.mean_te(t, OUT, form), k)
+            g = emit(lambda t: ops.mean_te(t, OUT, OUT), k)
             f = emit(lambda t: ops.convert(t, (1, 64, 1, 1), form, "NCHW", OUT), g)
             out = bb.emit_output(f)
         bb.emit_func_output(out)
@@ -391,7 +391,7 @@ def test_rounding_stays_in_vectors(operator: str) -> None:
         "quantise": lambda: ops.quantise_te(x, A),
         "add": lambda: ops.add_te(x, A, x, B, OUT),
         "rescale": lambda: ops.concat_te([x, x], [A, B], OUT, "NCHW4c/s8"),
-        "average": lambda: ops.avg_pool_te(x, A, Pool2d((2, 2), (2, 2)), "NCHW4c/s8"),
+        "average": lambda: ops.avg_pool_te(x, A, Pool2d((2, 2), (2, 2)), A),
     }[operator]()
     func = default_schedule(te.create_prim_func([x, out]), 4).with_attr("global_symbol", "f")
     code = build_module(tvm.IRModule({"f": func}), narrow()).inspect_source("ll")

@@ -16,7 +16,7 @@ from tvmx.frontends import load_model
 from tvmx.ir import physical_shape, to_logical, to_physical
 from tvmx.passes import baseline_plan, extract_layers, lower
 from tvmx.passes._dataflow import op_name
-from tvmx.passes._layers import free_vars
+from tvmx.passes._groups import free_vars
 from tvmx.passes._lrn import Lrn, find_lrns, lrn_kernel
 from tvmx.targets import load_target
 from tvmx.templates import Registry

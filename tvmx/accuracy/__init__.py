@@ -11,25 +11,31 @@ from tvmx.accuracy._user_metric import UserMetric, load_metric
 if TYPE_CHECKING:
     from tvmx.accuracy._batches import spread
     from tvmx.accuracy._calibrate import calibrate
+    from tvmx.accuracy._clipping import clipped_shares
     from tvmx.accuracy._correct_bias import correct_biases
     from tvmx.accuracy._sensitivity import (
+        Judge,
         Sensitivities,
         joint_drop,
         sensitivities,
         sensitivity_key,
     )
+    from tvmx.accuracy._sqnr import Effect, layer_effects, plan_effects, sqnr
 
 __all__ = [
-    "DEFAULT_METRIC", "Dataset", "Feed", "InputSpec", "Metric", "Samples", "Score",
-    "Sensitivities", "UserMetric", "agreement", "calibrate", "correct_biases", "drop", "joint_drop",
-    "kind_of", "load_data", "load_inputs", "load_metric", "read_npz", "score", "sensitivities",
-    "sensitivity_key", "spread", "top1",
+    "DEFAULT_METRIC", "Dataset", "Effect", "Feed", "InputSpec", "Judge", "Metric",
+    "Samples", "Score", "Sensitivities", "UserMetric", "agreement", "calibrate", "clipped_shares",
+    "correct_biases", "drop", "joint_drop", "kind_of", "layer_effects", "load_data", "load_inputs",
+    "load_metric", "plan_effects", "read_npz", "score", "sensitivities", "sensitivity_key",
+    "spread", "sqnr", "top1",
 ]  # fmt: skip
 
 _LAZY = {
-    "spread": "_batches", "calibrate": "_calibrate", "correct_biases": "_correct_bias",
+    "spread": "_batches", "calibrate": "_calibrate", "clipped_shares": "_clipping",
+    "correct_biases": "_correct_bias", "Judge": "_sensitivity",
     "Sensitivities": "_sensitivity", "joint_drop": "_sensitivity",
     "sensitivities": "_sensitivity", "sensitivity_key": "_sensitivity",
+    "Effect": "_sqnr", "layer_effects": "_sqnr", "plan_effects": "_sqnr", "sqnr": "_sqnr",
 }  # fmt: skip
 
 

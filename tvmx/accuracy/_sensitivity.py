@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tvmx.passes._simulate import Simulator
 
 Array = npt.NDArray[Any]
+Watch = Callable[[int, Chunk, Mapping[int, Array], Mapping[int, Array]], None]
+"""Position of a plan, a chunk of samples, the float network's values, the plan's."""
 
 FEWEST_SAMPLES = 32
 HOPELESS = 25.0
@@ -100,7 +102,7 @@ def joint_drop(
     ``choices`` is by layer index. Negative where the plan is better than the float network.
     Raises DataError as :func:`sensitivities` does.
     """
-    judge = _Judge(simulator, samples, specs, metric, params)
+    judge = Judge(simulator, samples, specs, metric, params)
     reference, (outputs,) = judge.simulate([choices])
     scores = [
         metric.score(o, labels=samples.labels, reference=reference) for o in (reference, outputs)
@@ -128,7 +130,7 @@ class _Change:
 
 
 @dataclass
-class _Judge:
+class Judge:
     """The float outputs, and those of changed networks, over samples."""
 
     simulator: Simulator
@@ -138,14 +140,22 @@ class _Judge:
     params: Mapping[int, QuantParams]
     _kept: tuple[Chunk, dict[int, Array]] | None = None
 
-    def simulate(self, plans: Sequence[Mapping[int, Implementation]]) -> tuple[Array, list[Array]]:
-        """First outputs (samples, ...): the float network's, and those of each plan."""
+    def simulate(
+        self, plans: Sequence[Mapping[int, Implementation]], watch: Watch = lambda *_: None
+    ) -> tuple[Array, list[Array]]:
+        """First outputs (samples, ...): the float network's, and those of each plan.
+
+        ``watch`` is shown all values of each plan (by its position) on each chunk: the float
+        network's and the plan's.
+        """
         reference: list[Array] = []
         found: list[list[Array]] = [[] for _ in plans]
         for chunk, values in self._runs():
             reference.append(self._first(chunk, values))
-            for parts, plan in zip(found, plans, strict=True):
-                parts.append(self._first(chunk, self.simulator.rerun(values, plan, self.params)))
+            for position, plan in enumerate(plans):
+                changed = self.simulator.rerun(values, plan, self.params)
+                watch(position, chunk, values, changed)
+                found[position].append(self._first(chunk, changed))
         return np.concatenate(reference), [np.concatenate(parts) for parts in found]
 
     @property
@@ -192,14 +202,14 @@ class _Table:
             used = len(samples)
             self.on_samples(used)
             self._simulate(
-                _Judge(self.simulator, samples, self.specs, self.metric, self.params), missing
+                Judge(self.simulator, samples, self.specs, self.metric, self.params), missing
             )
         return Sensitivities({key: self.known[key] for key in self.changes}, used)
 
     def _missing(self, changes: Iterable[_Change]) -> list[_Change]:
         return [c for c in changes if c.key not in self.known]
 
-    def _simulate(self, judge: _Judge, missing: Sequence[_Change]) -> None:
+    def _simulate(self, judge: Judge, missing: Sequence[_Change]) -> None:
         rest = list(missing)
         while rest:
             group = self._group(rest, 1 if judge.in_memory else _GROUP)
@@ -248,7 +258,7 @@ class _Table:
         start = time.monotonic()
         calls = min(4, calls_at_once(network))
         probe = spread(self.samples, calls * batch)
-        judge = _Judge(self.simulator, probe, self.specs, self.metric, self.params)
+        judge = Judge(self.simulator, probe, self.specs, self.metric, self.params)
         judge.simulate([])  # compiles
         first = min(missing, key=lambda c: (c.layer, c.order))
         before = time.monotonic()

@@ -13,22 +13,35 @@ from tvmx.cli._device import DEFAULT_WAIT, check_device, parse_device, parse_man
 from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._explore_view import render_dry_run, render_result
 from tvmx.cli._options import (
+    BiasCorrection,
     Cores,
     Deadline,
+    Equalise,
     Json,
     Key,
+    MaxAccuracyDrop,
     MaxTemperature,
+    Metric,
     Model,
     Params,
+    Preprocess,
     Schedules,
     Shapes,
+    Skip,
     Target,
     Threads,
     Tracker,
     Wait,
 )
 from tvmx.cli._output import Output
-from tvmx.cli._parse import check_count, check_number, parse_duration, parse_shapes, parse_size
+from tvmx.cli._parse import (
+    check_count,
+    check_number,
+    check_seed,
+    parse_duration,
+    parse_shapes,
+    parse_size,
+)
 from tvmx.cli._preflight import (
     check_data,
     check_measurable,
@@ -95,24 +108,8 @@ def explore_model(
             "float, dense implementations are legal.",
         ),
     ] = None,
-    preprocess: Annotated[
-        Path | None,
-        typer.Option(
-            "--preprocess",
-            metavar="FILE.toml",
-            help="How a folder's images become samples: size, crop, scale, mean, std, layout, "
-            "channels, limit.",
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric",
-            metavar="MODULE:FUNCTION",
-            help="Own accuracy metric, function(outputs, labels) -> percent. Default: top-1 with "
-            "labels, else agreement with the float model.",
-        ),
-    ] = None,
+    preprocess: Preprocess = None,
+    metric: Metric = None,
     calibration: Annotated[
         Calibration,
         typer.Option(
@@ -122,20 +119,9 @@ def explore_model(
             "extremes, their mean over samples, least divergence, least squared error.",
         ),
     ] = Calibration.PERCENTILE,
-    equalise: Annotated[
-        bool,
-        typer.Option(
-            "--equalise/--no-equalise",
-            help="Scale the channels of neighbouring layers to like ranges before calibration.",
-        ),
-    ] = False,
-    bias_correction: Annotated[
-        bool,
-        typer.Option(
-            "--bias-correction/--no-bias-correction",
-            help="Take what int8 adds to the mean of a layer's channels off its bias.",
-        ),
-    ] = False,
+    equalise: Equalise = False,
+    bias_correction: BiasCorrection = False,
+    skip: Skip = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -149,14 +135,7 @@ def explore_model(
         int | None,
         typer.Option("--trials", metavar="N", help="Kernel measurements for tuning."),
     ] = None,
-    max_accuracy_drop: Annotated[
-        float,
-        typer.Option(
-            "--max-accuracy-drop",
-            metavar="POINTS",
-            help="Largest accuracy loss, in percentage points of the metric.",
-        ),
-    ] = 1.0,
+    max_accuracy_drop: MaxAccuracyDrop = 1.0,
     max_weights: Annotated[
         str | None,
         typer.Option("--max-weights", metavar="SIZE", help="Most weights, such as 2MB or 1.5MiB."),
@@ -233,6 +212,11 @@ def explore_model(
     arena = None if max_arena is None else parse_size(max_arena, "--max-arena")
     if preprocess is not None and data is None:
         raise UsageError("--preprocess needs images to prepare", hint="give --data FOLDER")
+    if skip and data is None:
+        raise UsageError(
+            f"--skip {skip[0]!r}: without --data no layer becomes int8 anyway",
+            hint="give --data FILE.npz, or leave out --skip",
+        )
     metric_digest = "" if metric is None else check_metric(metric, data)
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
@@ -260,6 +244,7 @@ def explore_model(
         calibration=calibration.value,
         equalise=equalise,
         bias_correction=bias_correction,
+        skip=tuple(skip or ()),
         max_accuracy_drop=max_accuracy_drop,
         max_weights=weights,
         max_arena=arena,
@@ -317,5 +302,4 @@ def _check_numbers(trials: int | None, max_accuracy_drop: float, seed: int) -> N
     if trials is not None:
         check_count(trials, "--trials")
     check_number(max_accuracy_drop, "--max-accuracy-drop", 0, 100, "percentage points")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed {seed} must be 0 to {2**32 - 1}")
+    check_seed(seed)

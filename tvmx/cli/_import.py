@@ -107,6 +107,7 @@ def _describe(model: ImportedModel, graph: NetworkGraph) -> dict[str, Any]:
         "macs": graph.macs,
         "macs_elsewhere": graph.macs_elsewhere,
         "parameters": sum(layer.parameters for layer in graph.layers),
+        "int8_layers": sum(layer.workload.dtype == "int8" for layer in graph.layers),
         "other_operators": dict(sorted(others.items())),
     }
 
@@ -164,11 +165,18 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
             "inputs": "; ".join(_text(spec) for spec in data["inputs"]),
             "outputs": "; ".join(_text(spec) for spec in data["outputs"]),
             "other operators": others or "none",
+            "int8 layers": _stated(data),
             "MACs outside layers": units.count(elsewhere) if elsewhere else None,
             "digest": data["digest"],
             "written": data.get("written"),
         }
     )
+
+
+def _stated(data: dict[str, Any]) -> str | None:
+    """Of a quantised model: how many layers are integer arithmetic with the model's own scales."""
+    count = data["int8_layers"]
+    return f"{count} of {len(data['layers'])}, with the model's own scales" if count else None
 
 
 def _text(spec: dict[str, Any]) -> str:

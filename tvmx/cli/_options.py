@@ -98,3 +98,52 @@ BundleOut = Annotated[
         "--out", metavar="BUNDLE", help="Folder to write; an earlier bundle there is replaced."
     ),
 ]
+Preprocess = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocess",
+        metavar="FILE.toml",
+        help="How a folder's images become samples: size, crop, scale, mean, std, layout, "
+        "channels, limit.",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        help="Own accuracy metric, function(outputs, labels) -> percent. Default: top-1 with "
+        "labels, else agreement with the float model.",
+    ),
+]
+Equalise = Annotated[
+    bool,
+    typer.Option(
+        "--equalise/--no-equalise",
+        help="Scale the channels of neighbouring layers to like ranges before calibration.",
+    ),
+]
+BiasCorrection = Annotated[
+    bool,
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Take what int8 adds to the mean of a layer's channels off its bias.",
+    ),
+]
+MaxAccuracyDrop = Annotated[
+    float,
+    typer.Option(
+        "--max-accuracy-drop",
+        metavar="POINTS",
+        help="Largest accuracy loss, in percentage points of the metric.",
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip",
+        metavar="GLOB",
+        help="Layers that never become int8, by name or glob such as 'block1*' (quoted); `tvmx "
+        "import` lists the names. Repeatable.",
+    ),
+]

@@ -77,6 +77,13 @@ def check_number(value: float, option: str, low: float, high: float, unit: str =
     return value
 
 
+def check_seed(value: int) -> int:
+    """A seed, as NumPy takes it."""
+    if not 0 <= value < 2**32:
+        raise UsageError(f"--seed {value} must be 0 to {2**32 - 1}")
+    return value
+
+
 def check_count(value: int, option: str, high: int | None = None, why: str = "") -> int:
     """A whole number of at least 1, and at most ``high``."""
     if value < 1:

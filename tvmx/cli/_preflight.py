@@ -126,6 +126,7 @@ def check_run(
             "calibration": request.calibration,
             "equalise": request.equalise,
             "bias_correction": request.bias_correction,
+            "skip": tuple(sorted(set(request.skip))),
             "max_accuracy_drop": request.max_accuracy_drop,
             "max_weights": request.max_weights,
             "max_arena": request.max_arena,

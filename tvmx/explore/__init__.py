@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvmx.explore._quantise_request import (
+    CutPoint,
+    LayerFigures,
+    MethodFigures,
+    NetworkFigures,
+    QuantiseRequest,
+    QuantiseResult,
+    ValueRange,
+)
 from tvmx.explore._request import (
     BundleSummary,
     CandidateSummary,
@@ -22,27 +31,37 @@ if TYPE_CHECKING:
     from tvmx.explore._dry_run import dry_run
     from tvmx.explore._explore import explore
     from tvmx.explore._export import build_bundle, export_run
+    from tvmx.explore._quantise import quantise
 
 __all__ = [
     "BundleSummary",
     "CandidateSummary",
+    "CutPoint",
     "DeviceSummary",
     "DryRun",
     "DryRunWorkload",
     "ExploreRequest",
     "ExploreResult",
+    "LayerFigures",
     "LayerSummary",
+    "MethodFigures",
+    "NetworkFigures",
     "Objective",
     "Progress",
+    "QuantiseRequest",
+    "QuantiseResult",
     "Silent",
+    "ValueRange",
     "build_bundle",
     "dry_run",
     "explore",
     "export_run",
+    "quantise",
 ]  # fmt: skip
 
 _LAZY = {
-    "dry_run": "_dry_run", "explore": "_explore", "build_bundle": "_export", "export_run": "_export"
+    "dry_run": "_dry_run", "explore": "_explore", "build_bundle": "_export",
+    "export_run": "_export", "quantise": "_quantise",
 }  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class Compression:
         params = calibrate(simulator, data.calibration, specs, request.calibration)
         if request.bias_correction:
             int8 = {index: i for index, legal in options.items() for i in legal
-                    if i.precision == "int8"}  # fmt: skip
+                    if i.precision == "int8" and not i.exact}  # fmt: skip
             found = correct_biases(simulator, data.calibration, specs, params, int8)
             simulator = Simulator(network, host, found)
         return cls(context, data, metric, request, simulator, params, {})

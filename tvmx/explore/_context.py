@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvmx.errors import BuildError
 from tvmx.explore._evaluate import Task
+from tvmx.explore._skip import skipped_layers
 from tvmx.targets import Target, load_target
 from tvmx.templates import Registry
 
@@ -34,8 +35,9 @@ def load_registry(schedules: Sequence[Path]) -> Registry:
 class Context:
     """A model on a target with its templates.
 
-    ``exact``: only float, dense implementations are legal, because there is no data to calibrate
-    int8 with and to measure accuracy on.
+    ``exact``: layers are computed as the model states them, because there is no data to calibrate
+    int8 with and to measure accuracy on. ``skipped`` are the names of layers that the user wants
+    not to become int8.
     """
 
     model: Model
@@ -43,15 +45,18 @@ class Context:
     registry: Registry
     target: Target
     exact: bool = True
+    skipped: frozenset[str] = frozenset()
 
     @classmethod
     def open(
         cls, model: Path, shapes: dict[str, tuple[int, ...]], target: str,
         schedules: Sequence[Path], *, exact: bool = True, params: Path | None = None,
+        skip: Sequence[str] = (),
     ) -> Context:  # fmt: skip
         """Load everything; raises ModelError, UnknownTargetError, TemplateLoadError.
 
-        Targets and templates first: mistakes there are cheap to find.
+        ``skip`` are globs on layer names; UsageError for one that matches none. Targets and
+        templates come first: mistakes there are cheap to find.
         """
         from tvmx.frontends import load_model
 
@@ -60,7 +65,9 @@ class Context:
         imported = load_model(model, shapes, params)
         from tvmx.passes import extract_layers
 
-        return cls(imported, extract_layers(imported), registry, loaded, exact)
+        network = extract_layers(imported)
+        skipped = skipped_layers([layer.name for layer in network.graph.layers], skip)
+        return cls(imported, network, registry, loaded, exact, skipped)
 
     @property
     def target_key(self) -> str:
@@ -111,4 +118,10 @@ class Context:
             if layer.workload.digest not in legal:
                 found = self.registry.implementations(layer.workload, self.target, exact=self.exact)
                 legal[layer.workload.digest] = [implementation for _, implementation in found]
-        return {layer.index: legal[layer.workload.digest] for layer in self.covered}
+        return {
+            layer.index: [
+                i for i in legal[layer.workload.digest]
+                if i.exact or i.precision != "int8" or layer.name not in self.skipped
+            ]
+            for layer in self.covered
+        }  # fmt: skip

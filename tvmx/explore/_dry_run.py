@@ -27,7 +27,7 @@ def dry_run(request: ExploreRequest) -> DryRun:
     """
     context = Context.open(
         request.model, request.shapes, request.target, request.schedules,
-        exact=request.data is None, params=request.params,
+        exact=request.data is None, params=request.params, skip=request.skip,
     )  # fmt: skip
     options = context.options()
     covered = context.covered
@@ -35,13 +35,14 @@ def dry_run(request: ExploreRequest) -> DryRun:
     for layer in covered:
         digest = layer.workload.digest
         if digest not in workloads:
-            legal = options[layer.index]
             workloads[digest] = DryRunWorkload(
-                workload=layer.workload.describe(), layers=[],
-                templates={_label(i): _configs(context, layer, i) for i in legal},
-            )  # fmt: skip
+                workload=layer.workload.describe(), layers=[], templates={}
+            )
+        # Layers of one workload differ in their options where one of them is skipped.
+        legal = {_label(i): _configs(context, layer, i) for i in options[layer.index]}
+        workloads[digest].templates.update(legal)
         workloads[digest].layers.append(layer.name)
-    notes = [] if request.data else ["no --data: only float, dense implementations are legal"]
+    notes = [] if request.data else ["no --data: no layer's numbers can be changed (int8, sparse)"]
     return DryRun(
         model=str(request.model), target=context.target.name,
         layers=len(context.network.graph.layers), covered=len(covered),

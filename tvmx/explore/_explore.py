@@ -37,7 +37,7 @@ from tvmx.explore._sizes import packed_sizes
 from tvmx.explore._table import ConversionKey, TunedTable, no_drop
 from tvmx.explore._transitions import measure_transitions
 from tvmx.explore._tuning import KernelTuning, Tuned, noise
-from tvmx.explore._whole import BuiltPlan, build_plan, network_job, rtol_of
+from tvmx.explore._whole import BuiltPlan, as_reference, build_plan, network_job, rtol_of
 from tvmx.ir import Implementation, Layer, Plan
 from tvmx.measure import (
     DRIFT,
@@ -48,7 +48,7 @@ from tvmx.measure import (
     open_runner,
     simulation_id,
 )
-from tvmx.passes import baseline_plan, versions
+from tvmx.passes import Simulator, baseline_plan, versions
 from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
 from tvmx.tune import Prefilter
@@ -93,7 +93,7 @@ class _Exploration:
         check_device(load_target(request.target), request.tracker)
         self.context = Context.open(
             request.model, request.shapes, request.target, request.schedules,
-            exact=request.data is None, params=request.params,
+            exact=request.data is None, params=request.params, skip=request.skip,
         )  # fmt: skip
         self.layers = self.context.covered
         self.prefilter = Prefilter(self.context.target) if request.prefilter else None
@@ -141,6 +141,7 @@ class _Exploration:
     def _prepare(self) -> None:
         """Golden data and the baseline's library; the time it takes sets the reserve."""
         self.reference = Reference(self.context.model)
+        self.simulator = Simulator(self.context.network, load_target("host"))
         self.inputs = self._golden_inputs()
         self.expected = self.reference(self.inputs)
         self.scorer = None
@@ -174,7 +175,7 @@ class _Exploration:
         self.budget.reserve(plans * self.build_s + measuring + _RETIME_S * workloads)
 
     def _check_baseline(self) -> Measurement:
-        job = network_job(self.baseline, self.inputs, self.expected)
+        job = self._job(self.baseline)
         (measurement,) = self.runner.measure([job], TimingPolicy.quick())
         if not measurement.ok:
             raise MeasureError(
@@ -216,7 +217,8 @@ class _Exploration:
     def _load_data(self) -> Dataset | None:
         if self.request.data is None:
             self.notes.append(
-                "no --data: only float, dense implementations were legal, accuracy was not measured"
+                "no --data: no layer's numbers could be changed (int8, sparse), and accuracy was "
+                "not measured"
             )
             return None
         request = self.request
@@ -245,7 +247,7 @@ class _Exploration:
             data_source=self.data.source if self.data else None,
             metric=request.metric, metric_digest=self.metric.fingerprint,
             calibration=request.calibration, equalise=request.equalise,
-            bias_correction=request.bias_correction,
+            bias_correction=request.bias_correction, skip=tuple(sorted(set(request.skip))),
             max_accuracy_drop=request.max_accuracy_drop,
             max_weights=request.max_weights, max_arena=request.max_arena,
             schedules={e.name: e.fingerprint for e in entries if e.origin != "built-in"},
@@ -415,10 +417,9 @@ class _Exploration:
 
     def _job(self, built: BuiltPlan) -> NetworkJob:
         """A candidate with the outputs it must have: the reference's, or the simulation's."""
-        if built.plan.exact:
-            return network_job(built, self.inputs, self.expected)
-        assert self.compression is not None
         graph = self.context.network.graph
+        if as_reference(built.plan, graph):
+            return network_job(built, self.inputs, self.expected)
         ordered = [self.inputs[spec.name] for spec in self.context.model.inputs]
-        expected = self.compression.simulator.expected(built.plan, ordered)
+        expected = self.simulator.expected(built.plan, ordered)
         return network_job(built, self.inputs, expected, rtol_of(built.plan, graph))

@@ -12,7 +12,7 @@ from tvmx.explore._context import Context
 from tvmx.explore._golden import Golden, load_golden
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
-from tvmx.explore._whole import SIMULATION, BuiltPlan, build_plan, rtol_of
+from tvmx.explore._whole import SIMULATION, BuiltPlan, as_reference, build_plan, rtol_of
 from tvmx.ir import DataSource, Plan
 from tvmx.passes import baseline_plan, check_replay, transfer_plan
 from tvmx.store import Run
@@ -105,8 +105,8 @@ def export_run(
 
 
 def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:
-    """Golden outputs of the plan: an int8 or sparse one does not compute the float reference."""
-    if plan.exact:
+    """Golden outputs of the plan: an int8 or sparse one does not compute the reference's."""
+    if as_reference(plan, context.network.graph):
         return golden
     from tvmx.passes import Simulator
 

@@ -14,7 +14,7 @@ from tvmx.explore._reference import Reference
 from tvmx.explore._request import CandidateSummary, ExploreRequest, ExploreResult, LayerSummary
 from tvmx.explore._table import TunedTable
 from tvmx.explore._tuning import Tuned
-from tvmx.explore._whole import SIMULATION, BuiltPlan, network_job
+from tvmx.explore._whole import SIMULATION, BuiltPlan, as_reference, network_job
 from tvmx.ir import DENSE, Layer, LayerChoice, Plan
 from tvmx.measure import Measurement, NetworkJob, Paired, Runner, compare_measured
 
@@ -140,7 +140,9 @@ class Outcome:
             scratch_bytes=build.scratch_bytes, library_bytes=build.bytes,
             accuracy=found.percent if found else None, accuracy_drop=lost,
             accuracy_kind=found.kind if found else "", max_error=m.max_error,
-            checked_against=self.reference.name if built.plan.exact else SIMULATION,
+            checked_against=self.reference.name
+            if as_reference(built.plan, self.context.network.graph)
+            else SIMULATION,
             meets=self._meets(lost, build.weights_bytes, build.arena_bytes),
             layers=_kinds(built.plan),
         )  # fmt: skip

@@ -25,7 +25,8 @@ class ExploreRequest:
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
     ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found;
     ``equalise`` scales channels of neighbouring layers to like ranges before, ``bias_correction``
-    takes what int8 adds to a channel's mean off its bias.
+    takes what int8 adds to a channel's mean off its bias. ``skip`` are globs: layers whose names
+    match one are never int8.
     ``data`` is an npz file, a folder of images (prepared as the file ``preprocess`` says) or
     ``module:function``. ``manners`` say how the devices are used: cores, deadlines, patience.
     ``learn_from`` are folders of earlier runs that the knob tuner starts from. ``prefilter``:
@@ -46,6 +47,7 @@ class ExploreRequest:
     calibration: Calibration = "percentile"
     equalise: bool = False
     bias_correction: bool = False
+    skip: tuple[str, ...] = ()
     max_accuracy_drop: float = 1.0
     max_weights: int | None = None
     max_arena: int | None = None

@@ -131,9 +131,15 @@ def _possible(
         writes = {plain_or_blocked(i.writes) for i in chosen}
         first = {plain_or_blocked(i.reads) for i in chosen}
         return [first, *[writes] * (len(homes) - 1)], writes
+    if node.kind == "quantise":
+        # What is made in int8 stays so; where nothing is computed, readers convert.
+        source = {stored_as(layout_of(form), "float32") for form in homes[0]}
+        return [source], {stored_as(layout_of(f), "int8") for f in source} if node.int8 else source
     types = ["float32"] if any(not _all_int8(h) for h in homes) or not homes else []
     if node.int8 and homes and all(any(map(is_int8, h)) for h in homes):
         types.append("int8")
+    if node.output in graph.stated_values:
+        types = ["int8"]
 
     def typed(layouts: set[str]) -> set[str]:
         return {stored_as(layout, dtype) for layout in layouts for dtype in types or ["float32"]}
@@ -204,6 +210,8 @@ def _kernels(graph: NetworkGraph, chosen: Mapping[int, Implementation]) -> Itera
         reads = list(zip(node.inputs, placed.reads, strict=True))
         joins = node.kind == "concat" and graph.shapes[node.output][0] == 1
         shares = reads if joins else reads[1:] if node.layer is not None else []
+        if node.kind == "quantise" and not node.int8:  # the same memory under another number
+            shares, joins = reads, True
         shares = [block for block in shares if block[1] == placed.writes]
         yield _Kernel((node.output, placed.writes), reads, shares, joins)
     yield from convert(walk.finish())

@@ -75,12 +75,13 @@ def check_model(
         from tvmx.frontends.relay import check_relay
 
         return check_relay(file, wanted, weights)
-    from tvmx.frontends._onnx_check import check_operators, read_model
+    from tvmx.frontends._onnx_check import read_model
+    from tvmx.frontends._onnx_prepare import prepare
     from tvmx.frontends._onnx_shapes import resolve_inputs
 
     proto, _ = read_model(file)
     inputs = resolve_inputs(proto, wanted, file)
-    check_operators(proto, file)
+    prepare(proto, file)
     return inputs
 
 

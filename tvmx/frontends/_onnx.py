@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmx.frontends._digest import content_digest
-from tvmx.frontends._onnx_check import check_operators, read_model
+from tvmx.frontends._onnx_check import read_model
+from tvmx.frontends._onnx_prepare import prepare
 from tvmx.frontends._onnx_shapes import resolve_inputs
 from tvmx.ir import Model, TensorSpec
 
@@ -22,7 +23,7 @@ def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
     """
     proto, files = read_model(path)
     inputs = resolve_inputs(proto, shapes, path)
-    check_operators(proto, path)
+    prepare(proto, path)
     digest = content_digest(files, inputs)
     return _import(proto, inputs, path, digest)
 

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmx.errors import CorruptModelError, ModelError, UsageError
-from tvmx.frontends._onnx_ops import OLDEST_OPSET, SUPPORTED, refusal
+from tvmx.frontends._onnx_ops import (
+    DEFAULT_DOMAINS,
+    OLDEST_OPSET,
+    OWN,
+    QOPERATOR,
+    SUPPORTED,
+    operator_key,
+    refusal,
+)
 from tvmx.frontends._refused import refuse_operators
 
 if TYPE_CHECKING:
     import onnx
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 _SMALL = 256  # elements; larger weights are left out of what onnx.checker copies
 
 
@@ -55,7 +62,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
 
         proto = onnx.inliner.inline_local_functions(proto)
     external = _load_external(proto, path)
-    _name_nodes(proto.graph)
+    name_nodes(proto.graph)
     return proto, (path, *external)
 
 
@@ -76,7 +83,7 @@ def _texts(proto: onnx.ModelProto) -> Iterator[object]:
 
 def opset_of(proto: onnx.ModelProto) -> int:
     """Version of the standard operator set the model uses; 0 where it declares none."""
-    versions = [o.version for o in proto.opset_import if o.domain in _DEFAULT_DOMAINS]
+    versions = [o.version for o in proto.opset_import if o.domain in DEFAULT_DOMAINS]
     return max(versions, default=0)
 
 
@@ -103,7 +110,7 @@ def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
             f"{path} uses ONNX opset {opset}; the oldest that can be imported is {OLDEST_OPSET}",
             hint="upgrade the file with onnx.version_converter.convert_version(model, 13)",
         )
-    if opset == 0 and any(node.domain in _DEFAULT_DOMAINS for node in proto.graph.node):
+    if opset == 0 and any(node.domain in DEFAULT_DOMAINS for node in proto.graph.node):
         raise CorruptModelError(f"{path} declares no version of the standard ONNX operator set")
 
 
@@ -147,8 +154,11 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Unnamed nodes are called operator + first output; repeated names are numbered."""
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own.
+
+    Unnamed nodes are called operator + first output; repeated names are numbered.
+    """
     seen: Counter[str] = Counter()
     for index, node in enumerate(graph.node):
         name = node.name or f"{node.op_type}_{next((o for o in node.output if o), index)}"
@@ -157,21 +167,19 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def check_operators(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse every operator that cannot be imported, all at once, then invalid graphs.
+    """Refuse every operator that cannot be imported, all at once.
 
     Raises:
         UnsupportedOpError: ``ops`` maps operator types to the names of their nodes.
-        CorruptModelError: onnx.checker refuses the graph.
+        ModelError: a node is in training mode.
     """
     ops: dict[str, list[str]] = {}
     for node in _nodes(proto.graph):
-        if node.domain not in _DEFAULT_DOMAINS:
-            ops.setdefault(f"{node.domain}::{node.op_type}", []).append(node.name)
-        elif node.op_type not in SUPPORTED:
-            ops.setdefault(node.op_type, []).append(node.name)
+        key = operator_key(node)
+        if key not in SUPPORTED | OWN | QOPERATOR:
+            ops.setdefault(key, []).append(node.name)
     refuse_operators(path, ops, refusal)
     _check_training(proto, path)
-    _check_graph(proto, path)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -198,11 +206,16 @@ def _check_training(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
+def check_graph(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph of standard operators that onnx.checker refuses.
+
+    Raises:
+        CorruptModelError: with what the checker says.
+    """
     import onnx
 
     try:
-        onnx.checker.check_model(_skeleton(proto))
+        onnx.checker.check_model(skeleton(proto))
     except Exception as err:  # the checker's C++ exceptions have no common base
         raise CorruptModelError(
             f"{path} is no valid ONNX model: {_first_line(err)}",
@@ -210,7 +223,7 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
         ) from err
 
 
-def _skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with large weights as inputs: the checker would copy hundreds of megabytes.
 
     Outputs without a shape get one: exporters leave it out, and nothing depends on it.

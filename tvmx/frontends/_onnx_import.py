@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ANCHORS = {"relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.matmul",
             "relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose"}  # fmt: skip
+_INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger")
 
 
 def import_graph(
@@ -106,6 +107,9 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             self._current = value_proto
         return super()._parse_value_proto(value_proto)
 
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        """Nothing: they were refused before, and TVM's table lacks those of ``_onnx_ops.OWN``."""
+
     def _convert_operator(
         self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int
     ) -> Any:
@@ -134,14 +138,15 @@ def _converter(op_name: str, opset: int) -> Any:
 class _Namer:
     """Emits the calls one node became: the anchor, or else the last, gets the node's name.
 
-    Only float tensors are bound: TVM's converters look into the expressions of integer shape
-    computations.
+    Only float and 8 bit tensors are bound, and integer products: TVM's converters look into the
+    expressions of integer shape computations.
     """
 
     def __init__(self, importer: _Importer, node: onnx.NodeProto) -> None:
         self._importer = importer
         self._source = SourceNode(node.name, node.op_type)
         self._base = identifier(node.name)
+        self._integers = node.op_type in _INTEGER_PRODUCTS
         self._done: dict[Any, Any] = {}
         self._root: Any = None
         self._anchor: Any = None
@@ -174,7 +179,7 @@ class _Namer:
     def _bind(self, expr: Any, original: Any) -> Any:
         builder = self._importer.bb
         expr = builder.normalize(expr)
-        if isinstance(expr, relax.Var) or not _is_float(expr.ty):
+        if isinstance(expr, relax.Var) or not (self._integers or _is_value(expr.ty)):
             return expr
         var = builder.emit(expr, name_hint=self._name(original))
         self._record(var)
@@ -202,10 +207,11 @@ def _find_anchor(expr: Any) -> Any:
     return next((found for arg in expr.args if (found := _find_anchor(arg)) is not None), None)
 
 
-def _is_float(ty: Any) -> bool:
+def _is_value(ty: Any) -> bool:
+    """Whether of a type that shapes are never computed in."""
     if isinstance(ty, relax.TupleType):
-        return any(_is_float(field) for field in ty.fields)
-    return isinstance(ty, relax.TensorType) and str(ty.dtype).startswith("float")
+        return any(_is_value(field) for field in ty.fields)
+    return isinstance(ty, relax.TensorType) and str(ty.dtype).startswith(("float", "int8", "uint8"))
 
 
 def _static(ty: Any) -> tuple[int, ...] | None:

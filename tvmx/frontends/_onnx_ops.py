@@ -9,6 +9,10 @@ inside TVM's table.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
 
 OLDEST_OPSET = 7
 """Earlier opsets broadcast by attributes, which TVM's converters do not read."""
@@ -32,14 +36,37 @@ SUPPORTED = frozenset(
     """.split()  # noqa: SIM905
 )
 
-_QOPERATOR = ("QLinear", "ConvInteger", "QGemm", "com.microsoft::QLinear", "com.microsoft::QGemm")
+OWN = frozenset({"ConvInteger"})
+"""Operators that only converters of tvmx know."""
+
+QOPERATOR = frozenset(
+    """
+    QLinearConv QLinearMatMul com.microsoft::DequantizeLinear com.microsoft::DynamicQuantizeMatMul
+    com.microsoft::MatMulIntegerToFloat com.microsoft::QGemm com.microsoft::QLinearAdd
+    com.microsoft::QLinearAveragePool com.microsoft::QLinearConcat com.microsoft::QLinearConv
+    com.microsoft::QLinearGlobalAveragePool com.microsoft::QLinearLeakyRelu
+    com.microsoft::QLinearMul com.microsoft::QLinearReduceMean com.microsoft::QLinearSigmoid
+    com.microsoft::QLinearSoftmax com.microsoft::QLinearWhere com.microsoft::QuantizeLinear
+    """.split()  # noqa: SIM905
+)
+"""Operators on int8 tensors that are replaced before the import, as :func:`operator_key` says."""
+
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+_QUANTISED = ("QLinear", "com.microsoft::Q")
 _CONTROL = ("If", "Loop", "Scan")
+
+
+def operator_key(node: onnx.NodeProto) -> str:
+    """``Conv`` of the standard domain, ``com.microsoft::QGemm`` of another."""
+    standard = node.domain in DEFAULT_DOMAINS
+    return node.op_type if standard else f"{node.domain}::{node.op_type}"
 
 
 def refusal(ops: Iterable[str]) -> str:
     """What to do about unsupported operators."""
     names = list(ops)
-    if any(name.startswith(_QOPERATOR) for name in names):
+    if any(name.startswith(_QUANTISED) for name in names):
         return "quantised models: export in QDQ format, or give the float model"
     if any(name in _CONTROL for name in names):
         return "control flow: simplify the model for one fixed input shape (onnxsim), or re-export"

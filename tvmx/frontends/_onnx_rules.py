@@ -8,6 +8,8 @@ the opset, and returns a Relax expression, or None to leave the node to TVM:
 * Sum, Max, Min and Mean become pairwise operators (TVM stacks their inputs and reduces),
 * ``auto_pad`` becomes explicit padding (TVM pads pools by zero and rounds SAME_LOWER down),
 * Gemm scales its weights instead of its input by alpha,
+* ConvInteger, which TVM has not, is computed in int32,
+* DynamicQuantizeLinear of nothing but zeros has the scale 1 (TVM divides by 0),
 * Dropout is nothing.
 """
 
@@ -152,11 +154,48 @@ def _explicit_padding(inputs: list[Any], attrs: dict[str, Any], opset: int) -> A
     return None
 
 
+def _conv_integer(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    _explicit_padding(inputs, attrs, opset)
+    rank = len(inputs[0].ty.shape) - 2
+    if rank not in (1, 2, 3):
+        raise ValueError(f"a convolution over {rank} dimensions")
+    data, weight = (relax.op.astype(part, "int32") for part in inputs[:2])
+    if inputs[2] is not None:
+        zero = relax.op.reshape(inputs[2], ())
+        data = relax.op.subtract(data, relax.op.astype(zero, "int32"))
+    if inputs[3] is not None:
+        zero = relax.op.reshape(inputs[3], (-1, *[1] * (rank + 1)))
+        weight = relax.op.subtract(weight, relax.op.astype(zero, "int32"))
+    conv = (relax.op.nn.conv1d, relax.op.nn.conv2d, relax.op.nn.conv3d)[rank - 1]
+    return conv(
+        data, weight, strides=attrs.get("strides", 1), padding=attrs.get("pads", 0),
+        dilation=attrs.get("dilations", 1), groups=attrs.get("group", 1), out_dtype="int32",
+    )  # fmt: skip
+
+
+def _dynamic_quantize(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    data, zero = inputs[0], relax.const(0.0, "float32")
+    high = relax.op.maximum(relax.op.max(data), zero)
+    low = relax.op.minimum(relax.op.min(data), zero)
+    width = relax.op.subtract(high, low)
+    scale = relax.op.where(
+        relax.op.equal(width, zero),
+        relax.const(1.0, "float32"),
+        relax.op.divide(width, relax.const(255.0, "float32")),
+    )
+    offset = relax.op.clip(relax.op.negative(relax.op.divide(low, scale)), 0, 255)
+    point = relax.op.astype(relax.op.round(offset), "uint8")
+    quantised = relax.op.quantize(data, scale, point, axis=0, out_dtype="uint8")
+    return relax.Tuple([quantised, scale, point])
+
+
 RULES: dict[str, Rule] = {
     "AveragePool": _explicit_padding,
     "Clip": _clip,
     "Conv": _explicit_padding,
+    "ConvInteger": _conv_integer,
     "Dropout": _dropout,
+    "DynamicQuantizeLinear": _dynamic_quantize,
     "Gemm": _gemm,
     "Max": _variadic(relax.op.maximum),
     "MaxPool": _explicit_padding,

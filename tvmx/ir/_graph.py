@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from tvmx.ir._implementation import Implementation
 from tvmx.ir._layout import PLAIN, block_of, dtype_of, is_int8, layout_of, physical_shape, stored_as
 from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 
-NodeKind = Literal["layer", "follow", "concat", "flatten", "opaque"]
+NodeKind = Literal["layer", "follow", "concat", "flatten", "quantise", "opaque"]
 """How a node treats layouts.
 
 ``follow``: computes in whatever layout its first blocked input has (element-wise, pooling);
 ``concat``: channel concatenation, blocked only if every part fills its blocks;
 ``flatten``: (N, C, 1, 1) -> (N, C), free in a blocked layout whose blocks are full;
+``quantise``: of a quantised model, to int8 in the layout of its input; with ``int8`` False
+nothing is computed here, since all readers read int8 and convert what they need;
 ``opaque``: everything else, plain in and plain out.
 """
 
@@ -74,8 +77,25 @@ class Conversion:
 
 
 @dataclass(frozen=True)
+class StatedValue:
+    """Scale and zero point of a value that the model itself states in int8.
+
+    ``unsigned``: in u8; ``zero_point`` is that of s8 all the same, less by 128.
+    """
+
+    value: int
+    scale: float
+    zero_point: int
+    unsigned: bool = False
+
+
+@dataclass(frozen=True)
 class NetworkGraph:
-    """Layers and nodes of a model. ``shapes[v]`` is the logical shape of value ``v``."""
+    """Layers and nodes of a model. ``shapes[v]`` is the logical shape of value ``v``.
+
+    ``stated`` are the scales and zero points that a quantised model brings along: those values
+    are int8 in every plan.
+    """
 
     layers: tuple[Layer, ...]
     nodes: tuple[Node, ...]
@@ -83,11 +103,17 @@ class NetworkGraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     macs_elsewhere: int = 0
+    stated: tuple[StatedValue, ...] = ()
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of all layers."""
         return sum(layer.workload.macs for layer in self.layers)
+
+    @cached_property
+    def stated_values(self) -> frozenset[int]:
+        """The values that the model states in int8."""
+        return frozenset(stated.value for stated in self.stated)
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,8 @@ class LayoutWalk:
     """Walks a network in topological order and decides every format and conversion.
 
     A conversion is done once and its result kept: a second reader in the same format is free.
-    An operator between layers computes on int8 where it can and all its inputs were made so.
+    An operator between layers computes on int8 where it can and all its inputs were made so, or
+    where the model states its output in int8.
     The state after ``n`` nodes depends only on the implementations of the layers among them;
     :meth:`state` sums it up and :meth:`restore` goes back to it.
     """
@@ -166,8 +193,13 @@ class LayoutWalk:
             writes = plain_or_blocked(implementation.writes)
             rest = (writes,) * (len(node.inputs) - 1)
             return (plain_or_blocked(implementation.reads), *rest), writes
-        dtype = "int8" if node.int8 and homes and all(map(is_int8, homes)) else "float32"
         layouts = [layout_of(h) for h in homes]
+        if node.kind == "quantise":
+            source = stored_as(layouts[0], "float32")
+            return (source,), stored_as(layouts[0], "int8") if node.int8 else source
+        stated = node.output in self._graph.stated_values
+        made_so = node.int8 and bool(homes) and all(map(is_int8, homes))
+        dtype = "int8" if stated or made_so else "float32"
         reads = writes = PLAIN
         if node.kind == "follow":
             reads = writes = self._follow(node.inputs, layouts)

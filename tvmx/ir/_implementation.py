@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from tvmx.ir._layout import stored_as
 from tvmx.ir._sparsity import DENSE
@@ -20,7 +20,8 @@ class Implementation(BaseModel):
     ``layout`` is the layout the kernel writes (``NCHW``, ``NCHW4c``, ``NC`` ...);
     ``data_layout`` is the one it reads, different only where a template bridges the two
     (a first layer reads NCHW and writes NCHWc). ``fingerprint`` identifies the template's
-    source, so that a measurement made with an edited template is never reused.
+    source, so that a measurement made with an edited template is never reused. ``stated`` is
+    set where the model itself states the layer in int8, with scales of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +32,15 @@ class Implementation(BaseModel):
     precision: Precision = "f32"
     sparsity: str = DENSE
     fingerprint: str = ""
+    stated: bool = False
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``stated`` is left out where it is not: keys of earlier journals stay as they are."""
+        fields: dict[str, Any] = handler(self)
+        if not self.stated:
+            fields.pop("stated", None)
+        return fields
 
     def label(self) -> str:
         """Short form for tables, such as ``conv2d_direct NCHW4c f32``."""
@@ -46,8 +56,8 @@ class Implementation(BaseModel):
 
     @property
     def exact(self) -> bool:
-        """Whether it computes the layer as trained: float and dense."""
-        return self.precision == "f32" and self.sparsity == DENSE
+        """Whether it computes the layer as the model states it: float and dense, or stated."""
+        return self.stated or (self.precision == "f32" and self.sparsity == DENSE)
 
     @property
     def reads(self) -> str:

@@ -1,7 +1,8 @@
 """The exact arithmetic that kernels must reproduce: int8 affine numbers, block pruning."""
 
 from tvmx.numerics._constants import LayerConstants, Requantise
-from tvmx.numerics._layer import LayerParams, clip_to, corrected, layer_constants
+from tvmx.numerics._fma import fma
+from tvmx.numerics._layer import LayerParams, StatedWeight, clip_to, corrected, layer_constants
 from tvmx.numerics._operators import (
     Pool2d,
     add_int8,
@@ -13,7 +14,6 @@ from tvmx.numerics._operators import (
 )
 from tvmx.numerics._prune import BlockRows, block_rows, prune
 from tvmx.numerics._quantise import (
-    FRACTION_BITS,
     QMAX,
     QMIN,
     WEIGHT_MAX,
@@ -24,13 +24,14 @@ from tvmx.numerics._quantise import (
     rescale,
     rescale_add,
     rescale_factor,
+    sum_factors,
 )
 from tvmx.numerics._requantise import requantise
 
 __all__ = [
-    "FRACTION_BITS", "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants", "LayerParams",
-    "Pool2d", "QuantParams", "Requantise", "add_int8", "avg_pool_int8", "block_rows", "clip_int8",
-    "clip_to", "concat_int8", "corrected", "dequantise", "layer_constants", "max_pool_int8",
-    "mean_int8", "prune", "quantise", "quantise_weight", "requantise", "rescale", "rescale_add",
-    "rescale_factor",
+    "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants", "LayerParams",
+    "Pool2d", "QuantParams", "Requantise", "StatedWeight", "add_int8", "avg_pool_int8",
+    "block_rows", "clip_int8", "clip_to", "concat_int8", "corrected", "dequantise", "fma",
+    "layer_constants", "max_pool_int8", "mean_int8", "prune", "quantise", "quantise_weight",
+    "requantise", "rescale", "rescale_add", "rescale_factor", "sum_factors",
 ]  # fmt: skip

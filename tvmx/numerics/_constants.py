@@ -14,8 +14,9 @@ class Requantise:
     """How one int8 layer's int32 accumulators become s8. Runtime data: kernels are shared.
 
     ``multiplier`` is float32 (out_channels,): data scale * weight scale / output scale.
-    ``residual_factor`` is the float32 factor of :func:`tvmx.numerics.requantise` for the
-    residual, 0 without one. ``low`` and ``high`` are the clip bounds on the s8 output.
+    ``residual_factor`` and ``residual_offset`` are the float32 numbers of
+    :func:`tvmx.numerics.requantise` for a residual (both zero points are in the offset). ``low``
+    and ``high`` are the clip bounds on the s8 output.
     """
 
     multiplier: npt.NDArray[np.float32]
@@ -23,8 +24,8 @@ class Requantise:
     out_zero_point: int
     low: int
     high: int
-    residual_zero_point: int = 0
     residual_factor: float = 0.0
+    residual_offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

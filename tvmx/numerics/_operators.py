@@ -2,7 +2,7 @@
 
 All arrays are s8 in logical order: (n, c, h, w) for pools, means and concatenation, any shape
 for the element-wise ones. Pools, means and clips keep the scale and zero point of their input,
-so that max pooling and clipping are exact.
+so that max pooling and clipping are exact; averages can take those of an output as well.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvmx.numerics._quantise import QMAX, QMIN, Int8, QuantParams, rescale, rescale_add
+from tvmx.numerics._quantise import (
+    QMAX,
+    QMIN,
+    Int8,
+    QuantParams,
+    rescale,
+    rescale_add,
+    rescale_factor,
+)
 
 Array = npt.NDArray[Any]
+MEAN_LIMIT = 512
+"""Bound of an average in steps of another scale: saturated wherever the zero point is."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,15 @@ def max_pool_int8(data: Array, pool: Pool2d) -> Int8:
     return out
 
 
-def avg_pool_int8(data: Array, params: QuantParams, pool: Pool2d) -> Int8:
+def avg_pool_int8(
+    data: Array, params: QuantParams, pool: Pool2d, out: QuantParams | None = None
+) -> Int8:
     """Average over each window of (n, c, h, w); padding is the real number 0.
 
     ``rint(float32(sum of q - zero point) / float32(count)) + zero point``: the sum is int32,
-    the division IEEE float32, rounding half to even; the result saturates.
+    the division IEEE float32, rounding half to even; the result saturates. With ``out`` the
+    quotient is multiplied by the float32 :func:`tvmx.numerics.rescale_factor` before rounding,
+    and the zero point is the output's.
     """
     shifted = np.asarray(data, np.int32) - params.zero_point
     total = np.add.reduce(_taps(shifted, pool, 0))
@@ -96,19 +110,25 @@ def avg_pool_int8(data: Array, params: QuantParams, pool: Pool2d) -> Int8:
         pool = replace(pool, padding=(0, 0, 0, 0))
     rows, columns = total.shape[2:]
     count = np.add.reduce(_taps(counted, pool, 0, (rows, columns)))
-    return _mean(total, np.maximum(count, 1).astype(np.float32), params)
+    return _mean(total, np.maximum(count, 1).astype(np.float32), params, out)
 
 
-def mean_int8(data: Array, params: QuantParams) -> Int8:
+def mean_int8(data: Array, params: QuantParams, out: QuantParams | None = None) -> Int8:
     """Mean over the image, (n, c, h, w) -> (n, c, 1, 1), rounded as :func:`avg_pool_int8` does."""
     shifted = np.asarray(data, np.int32) - params.zero_point
     total = shifted.sum(axis=(2, 3), keepdims=True, dtype=np.int32)
-    return _mean(total, np.float32(data.shape[2] * data.shape[3]), params)
+    return _mean(total, np.float32(data.shape[2] * data.shape[3]), params, out)
 
 
-def _mean(total: Array, count: Any, params: QuantParams) -> Int8:
-    mean = np.rint(total.astype(np.float32) / count).astype(np.int32)
-    result: Int8 = np.clip(mean + params.zero_point, QMIN, QMAX).astype(np.int8)
+def _mean(total: Array, count: Any, params: QuantParams, out: QuantParams | None) -> Int8:
+    mean = total.astype(np.float32) / count
+    if out is not None and out != params:
+        mean = mean * rescale_factor(params, out)
+        # Scales may be far apart: what saturates anyway must still fit int32.
+        mean = np.clip(mean, np.float32(-MEAN_LIMIT), np.float32(MEAN_LIMIT))
+    zero = (out or params).zero_point
+    rounded = np.rint(mean).astype(np.int32)
+    result: Int8 = np.clip(rounded + zero, QMIN, QMAX).astype(np.int8)
     return result
 
 

@@ -2,25 +2,25 @@
 
 Every operation is written so that two implementations cannot differ in a bit: float32
 multiplications stand alone (no sum follows that a compiler could contract into a fused
-multiply-add), rounding is half to even, and sums are integer. The scheme of activations s8 per
-tensor and weights s8 symmetric per channel is that of Jacob et al., "Quantization and training
-of neural networks for efficient integer-arithmetic-only inference" (CVPR 2018), and of TVM's
-QNN dialect; requantisation multiplies by a float32 as QNN's and ONNX's QDQ do.
+multiply-add) or are fused by name, rounding is half to even, other sums are integer. The scheme
+of activations s8 per tensor and weights s8 symmetric per channel is that of Jacob et al.,
+"Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+(CVPR 2018), and of TVM's QNN dialect; requantisation multiplies by a float32 as ONNX's QDQ does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tvmx.numerics._fma import fma
+
 QMIN, QMAX = -128, 127
 WEIGHT_MAX = 127
 """Weights lie in [-127, 127]: two products with them still fit the int16 sums of smlal chains."""
-FRACTION_BITS = 8
-"""Binary places kept while two rescaled numbers are added."""
 _SMALLEST_SCALE = 2.0**-96
 
 Float = npt.NDArray[np.float32]
@@ -29,10 +29,15 @@ Int8 = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Scale and zero point of an s8 tensor. ``scale`` is positive and a float32 value."""
+    """Scale and zero point of an s8 tensor. ``scale`` is positive and a float32 value.
+
+    ``unsigned`` is set where a model states the tensor as u8: the numbers are the same (128 is
+    taken off value and zero point), but sums are rounded as they are in u8.
+    """
 
     scale: float
     zero_point: int
+    unsigned: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", float(np.float32(self.scale)))
@@ -105,30 +110,37 @@ def rescale_add(
     a: npt.NDArray[Any], a_params: QuantParams, b: npt.NDArray[Any], b_params: QuantParams,
     out: QuantParams,
 ) -> Int8:  # fmt: skip
-    """s8 + s8 -> s8: both brought to ``FRACTION_BITS`` places of the sum's scale, then added."""
-    total = fixed(a, a_params, out) + fixed(b, b_params, out)
-    rounded = (total + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
-    result: Int8 = np.clip(rounded + out.zero_point, QMIN, QMAX).astype(np.int8)
-    return result
+    """s8 + s8 -> s8: ``rint(fma(a, fa, fma(b, fb, offset)))``, saturating.
+
+    Factors and offset are those of :func:`sum_factors`. To the bit what ONNX Runtime's QLinearAdd
+    does where there is a fused multiply-add (MLAS, ``qladd_avx2.cpp``).
+    """
+    how = sum_factors(a_params, b_params, out)
+    first, second = (np.asarray(x, np.int32) + how.shift for x in (a, b))
+    total = fma(first, how.first, fma(second, how.second, how.offset))
+    low, high = np.float32(QMIN + how.shift), np.float32(QMAX + how.shift)
+    return (np.rint(np.clip(total, low, high)).astype(np.int32) - how.shift).astype(np.int8)
 
 
-def fixed(values: npt.NDArray[Any], params: QuantParams, out: QuantParams) -> npt.NDArray[np.int32]:
-    """s8 -> int32 with ``FRACTION_BITS`` binary places in units of ``out``'s scale."""
-    factor = fixed_factor(params, out)
-    shifted = np.asarray(values, np.int32) - params.zero_point
-    limit = np.float32(FIXED_LIMIT)
-    scaled = np.clip(shifted.astype(np.float32) * factor, -limit, limit)
-    result: npt.NDArray[np.int32] = np.rint(scaled).astype(np.int32)
-    return result
+class SumFactors(NamedTuple):
+    """Factors of both addends of a sum, and the zero points as one offset.
+
+    ``shift`` is added to both addends, and taken off the sum.
+    """
+
+    first: np.float32
+    second: np.float32
+    offset: np.float32
+    shift: int
 
 
-def fixed_factor(params: QuantParams, out: QuantParams) -> np.float32:
-    """The float32 factor of :func:`fixed`: a scale ratio times a power of two."""
-    return np.float32(rescale_factor(params, out) * np.float32(1 << FRACTION_BITS))
-
-
-FIXED_LIMIT = 2.0**24
-"""Bound of a fixed-point addend: far outside s8, far inside int32 even after adding."""
+def sum_factors(a: QuantParams, b: QuantParams, out: QuantParams) -> SumFactors:
+    """What a sum is computed with: in u8 if all three tensors are stated so, else in s8."""
+    shift = 128 if a.unsigned and b.unsigned and out.unsigned else 0
+    first, second = rescale_factor(a, out), rescale_factor(b, out)
+    zeros = [np.float32(p.zero_point + shift) for p in (a, b, out)]
+    moved = fma(first, zeros[0], second * zeros[1])
+    return SumFactors(first, second, np.float32(zeros[2] - moved), shift)
 
 
 def _moved(bounded: npt.NDArray[Any], zero: int) -> Int8:

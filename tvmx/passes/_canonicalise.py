@@ -9,6 +9,7 @@ The result is one dataflow block, one operator per binding, dead code gone:
   them; elsewhere a batch norm is one multiply and one add;
 * ``relax.nn.relu`` or ``relax.clip`` for every kind of clipping; ``relax.reshape`` for flatten
   and squeeze; ``relax.mean`` over [2, 3] for global average pooling;
+* weights of a quantised model are ``relax.dequantize`` of an integer constant;
 * dropout, identities and calls of constants are gone.
 
 Operators stay high-level Relax. A variable that replaces another keeps its name, so that a
@@ -25,6 +26,7 @@ from tvmx.passes._dataflow import Dataflow, Rule, Walk
 from tvmx.passes._fold_affine import fold_input_scale, fold_scale, fold_shift, split_batch_norm
 from tvmx.passes._fold_constants import fold_constants, fold_remaining
 from tvmx.passes._fold_padding import drop_empty_padding, fold_padding
+from tvmx.passes._fold_quantised import fold_dequantised, move_transpose, round_constant
 from tvmx.passes._simplify import (
     CommonSubexpressions,
     constants_right,
@@ -36,8 +38,8 @@ from tvmx.passes._simplify import (
 )
 
 _SIMPLIFY: tuple[Rule, ...] = (
-    fold_constants, drop_identity, drop_empty_padding, constants_right, split_batch_norm,
-    one_matmul, one_reshape, one_global_pool,
+    fold_constants, round_constant, move_transpose, drop_identity, drop_empty_padding,
+    constants_right, split_batch_norm, one_matmul, one_reshape, one_global_pool,
 )  # fmt: skip
 # Clips are read by padding (what is never negative), affine folds need batch norms split.
 _FOLD: tuple[Rule, ...] = (one_clip, fold_padding, fold_scale, fold_input_scale, fold_shift)
@@ -53,7 +55,7 @@ def canonicalise(mod: Any) -> Any:
     # Infinities and NaNs in the weights are the model's own; folding keeps them as they are.
     with np.errstate(all="ignore"):
         flow = _settle(Dataflow.from_module(mod).without_dead(), _SIMPLIFY)
-        flow = fold_remaining(flow)
+        flow = fold_remaining(fold_dequantised(flow))
         flow = _settle(flow, (*_SIMPLIFY, *_FOLD))
         flow = Walk(flow, (CommonSubexpressions(),)).run()
     return flow.to_module()

@@ -24,7 +24,8 @@ from tvmx._tvm import relax
 from tvmx.errors import BuildError
 from tvmx.ir import ChannelValues, Conv2dWorkload
 from tvmx.passes._dataflow import op_name
-from tvmx.passes._layers import LayerStep, Network, OpStep, const_array, per_channel, static_shape
+from tvmx.passes._groups import const_array, per_channel, static_shape
+from tvmx.passes._layers import LayerStep, Network, OpStep
 
 Array = npt.NDArray[Any]
 
@@ -118,6 +119,8 @@ def _pairs(network: Network) -> Iterator[_Pair]:
 def _scales(step: LayerStep) -> bool:
     """Whether dividing weight and bias divides the layer's output."""
     epilogue = step.layer.workload.epilogue
+    if step.stated is not None:
+        return False
     return not epilogue.residual and _homogeneous(epilogue.clip_min, epilogue.clip_max)
 
 
@@ -128,14 +131,14 @@ def _homogeneous(low: float | None, high: float | None) -> bool:
 def _reader(network: Network, value: int) -> int | None:
     """The step of the only layer that reads a value as its data, behind homogeneous operators."""
     graph = network.graph
-    while value not in graph.outputs:
+    while value not in graph.outputs and value not in graph.stated_values:
         readers = [i for i, node in enumerate(graph.nodes) if value in node.inputs]
         if len(readers) != 1:
             return None
         node, step = graph.nodes[readers[0]], network.steps[readers[0]]
         if isinstance(step, LayerStep):
             is_data = node.inputs[0] == value and node.inputs.count(value) == 1
-            return readers[0] if is_data else None
+            return readers[0] if is_data and step.stated is None else None
         if not _keeps_channels(step, graph.shapes[value], graph.shapes[node.output]):
             return None
         value = node.output

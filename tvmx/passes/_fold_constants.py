@@ -22,6 +22,7 @@ from tvmx.passes._dataflow import (
     op_name,
     shape_of,
 )
+from tvmx.passes._fold_quantised import hide_weights, is_quantised_constant, restore_weights
 
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "relax.add": np.add, "relax.subtract": np.subtract, "relax.multiply": np.multiply,
@@ -49,6 +50,8 @@ def fold_constants(walk: Walk, value: Any, name: str) -> Any:
         return const(np.concatenate([p for p in parts if p is not None], int(value.attrs.axis)))
     if not all(isinstance(a, tvm.ir.GenericConst | relax.ShapeExpr) for a in args):
         return None
+    if is_quantised_constant(value):
+        return None  # a weight, perhaps: fold_dequantised decides
     result = _evaluate(op, value)
     return None if result is None else const(result.astype(dtype_of(value), copy=False))
 
@@ -78,10 +81,11 @@ def _evaluate(op: str, value: Any) -> Array | None:
 
 def fold_remaining(flow: Dataflow) -> Dataflow:
     """Let Relax evaluate the calls of constants that NumPy's table does not know."""
-    if not any(_constant_call(value) for _, value in flow.bindings):
-        return flow
-    mod = relax.transform.FoldConstant()(flow.to_module())
-    return Dataflow.from_module(mod).without_dead()
+    flow, hidden = hide_weights(flow)
+    if any(_constant_call(value) for _, value in flow.bindings):
+        mod = relax.transform.FoldConstant()(flow.to_module())
+        flow = Dataflow.from_module(mod)
+    return restore_weights(flow, hidden).without_dead()
 
 
 def _constant_call(value: Any) -> bool:

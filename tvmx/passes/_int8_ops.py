@@ -13,15 +13,15 @@ from tvmx._tvm import te, tirx, topi
 from tvmx.errors import BuildError
 from tvmx.ir import block_of, is_int8, physical_shape
 from tvmx.numerics import (
-    FRACTION_BITS,
     QMAX,
     QMIN,
     Pool2d,
     QuantParams,
     rescale_factor,
+    sum_factors,
 )
-from tvmx.numerics._quantise import FIXED_LIMIT, fixed_factor
-from tvmx.templates import rounded_even
+from tvmx.numerics._operators import MEAN_LIMIT
+from tvmx.templates import fused, rounded_even
 
 
 def convert(
@@ -74,12 +74,14 @@ def add_te(
     high: int = QMAX,
 ) -> Any:  # fmt: skip
     """s8 + s8 -> s8 in [low, high]: :func:`tvmx.numerics.add_int8`. Shapes are equal."""
-    half = _int(1 << (FRACTION_BITS - 1))
+    how = sum_factors(pa, pb, out)
+    first, second, offset = (_float(float(f)) for f in (how.first, how.second, how.offset))
 
     def element(*i: Any) -> Any:
-        total = _fixed(a[i], pa, out) + _fixed(b[i], pb, out)
-        rounded = tirx.shift_right(total + half, _int(FRACTION_BITS))
-        return _saturated(rounded + _int(out.zero_point), low, high)
+        x, y = ((q[i].astype("int32") + _int(how.shift)).astype("float32") for q in (a, b))
+        total = fused(x, first, fused(y, second, offset))
+        bounded = _between(total, _float(low + how.shift), _float(high + how.shift))
+        return (rounded_even(bounded) - _int(how.shift)).astype("int8")
 
     return te.compute(a.shape, element, name="add")
 
@@ -93,8 +95,18 @@ def concat_te(
     that channel blocks (axis 1) are concatenated.
     """
     assert block_of(form) is None or all(len(p.shape) == 5 for p in parts)
-    scaled = [_rescaled(x, p, out) for x, p in zip(parts, part_params, strict=True)]
+    scaled = [rescale_te(x, p, out) for x, p in zip(parts, part_params, strict=True)]
     return topi.concatenate(scaled, axis=1)
+
+
+def rescale_te(x: Any, params: QuantParams, out: QuantParams) -> Any:
+    """s8 of other parameters: :func:`tvmx.numerics.rescale`; ``x`` itself where they are equal."""
+    if params == out:
+        return x
+    factor = _float(float(rescale_factor(params, out)))
+    return te.compute(
+        x.shape, lambda *i: _moved(_shifted(x[i], params) * factor, out.zero_point), name="rescale"
+    )
 
 
 def clip_te(x: Any, low: int, high: int) -> Any:
@@ -103,7 +115,7 @@ def clip_te(x: Any, low: int, high: int) -> Any:
     return te.compute(x.shape, lambda *i: tirx.max(tirx.min(x[i], most), least), name="clip")
 
 
-def mean_te(x: Any, params: QuantParams, form: str) -> Any:
+def mean_te(x: Any, params: QuantParams, out: QuantParams) -> Any:
     """Mean over the s8 image, (h, w) -> (1, 1): :func:`tvmx.numerics.mean_int8`."""
     height, width = int(x.shape[2]), int(x.shape[3])
     ry, rx = te.reduce_axis((0, height), "ry"), te.reduce_axis((0, width), "rx")
@@ -114,10 +126,11 @@ def mean_te(x: Any, params: QuantParams, form: str) -> Any:
         name="total",
     )
     count = height * width
-    return te.compute(shape, lambda *i: _mean(total[i], count, _float(count), params), name="mean")
+    one = _float(count)
+    return te.compute(shape, lambda *i: _mean(total[i], count, one, params, out), name="mean")
 
 
-def max_pool_te(x: Any, pool: Pool2d, form: str) -> Any:
+def max_pool_te(x: Any, pool: Pool2d) -> Any:
     """Max pooling of s8: :func:`tvmx.numerics.max_pool_int8`."""
     image, shape = _padded(x, pool, QMIN)
     ry, rx = _axes(pool)
@@ -130,7 +143,7 @@ def max_pool_te(x: Any, pool: Pool2d, form: str) -> Any:
     )
 
 
-def avg_pool_te(x: Any, params: QuantParams, pool: Pool2d, form: str) -> Any:
+def avg_pool_te(x: Any, params: QuantParams, pool: Pool2d, out: QuantParams) -> Any:
     """Average pooling of s8: :func:`tvmx.numerics.avg_pool_int8`."""
     image, shape = _padded(x, pool, params.zero_point)
     ry, rx = _axes(pool)
@@ -149,7 +162,7 @@ def avg_pool_te(x: Any, params: QuantParams, pool: Pool2d, form: str) -> Any:
         else:
             rows, columns = _covered(pool, 0, size[0], y), _covered(pool, 1, size[1], z)
             count = tirx.max(rows * columns, _int(1)).astype("float32")
-        return _mean(total[(n, c, y, z, *i)], pool.taps, count, params)
+        return _mean(total[(n, c, y, z, *i)], pool.taps, count, params, out)
 
     return te.compute(shape, element, name="avg_pool")
 
@@ -203,28 +216,13 @@ def _dequantise(q: Any, params: QuantParams) -> Any:
     return _shifted(q, params) * _float(params.scale)
 
 
-def _rescaled(x: Any, params: QuantParams, out: QuantParams) -> Any:
-    if params == out:
-        return x
-    factor = _float(float(rescale_factor(params, out)))
-    return te.compute(
-        x.shape, lambda *i: _moved(_shifted(x[i], params) * factor, out.zero_point), name="rescale"
-    )
-
-
-def _fixed(q: Any, params: QuantParams, out: QuantParams) -> Any:
-    factor = float(fixed_factor(params, out))
-    scaled = _shifted(q, params) * _float(factor)
-    if factor * (QMAX - QMIN) > FIXED_LIMIT:
-        scaled = _between(scaled, _float(-FIXED_LIMIT), _float(FIXED_LIMIT))
-    return rounded_even(scaled)
-
-
-def _mean(total: Any, taps: int, count: Any, params: QuantParams) -> Any:
+def _mean(total: Any, taps: int, count: Any, params: QuantParams, out: QuantParams) -> Any:
     """``total`` sums ``taps`` values, of which the zero point is still to be taken off."""
     mean = (total - _int(taps * params.zero_point)).astype("float32") / count
-    rounded = rounded_even(mean) + _int(params.zero_point)
-    return _saturated(rounded, QMIN, QMAX)
+    if out != params:
+        scaled = mean * _float(float(rescale_factor(params, out)))
+        mean = _between(scaled, _float(-MEAN_LIMIT), _float(MEAN_LIMIT))
+    return _saturated(rounded_even(mean) + _int(out.zero_point), QMIN, QMAX)
 
 
 # pools

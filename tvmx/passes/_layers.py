@@ -11,24 +11,27 @@ import numpy.typing as npt
 
 from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError
-from tvmx.ir import (
-    ChannelValues,
-    Conv2dWorkload,
-    DenseWorkload,
-    Epilogue,
-    Layer,
-    NetworkGraph,
-    Node,
+from tvmx.ir import ChannelValues, Conv2dWorkload, Layer, NetworkGraph, Node, StatedValue
+from tvmx.numerics import StatedWeight
+from tvmx.passes._dataflow import const, op_name
+from tvmx.passes._groups import (
+    Group,
+    find_groups,
+    free_vars,
+    single_readers,
+    static_shape,
+    workload_of,
 )
-from tvmx.passes._dataflow import op_name
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
-from tvmx.passes._operator import Operator, clip_bounds, operator_of
+from tvmx.passes._operator import Operator, operator_of
+from tvmx.passes._qdq import OperatorGroup, Qdq
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
 
 Array = npt.NDArray[np.float32]
+_ANY_SCALE = frozenset({"max_pool", "reshape"})  # the same in float and int8, to the bit
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class LayerStep:
 
     ``weight`` is OIHW (or (out, in) for dense), ``bias`` is ``(out_channels,)`` or None.
     ``bindings`` are the original ones, emitted as they are where no template covers the layer.
+    ``stated`` is the weight of a layer that the model states in int8.
     """
 
     layer: Layer
     bindings: tuple[Any, ...]
     weight: Array
     bias: Array | None
+    stated: StatedWeight | None = None
 
 
 @dataclass(frozen=True)
@@ -73,35 +78,6 @@ class Network:
     original: Network | None = None
 
 
-def static_shape(expr: Any) -> tuple[int, ...] | None:
-    """Static shape of a tensor-typed expression, None for tuples and shapes."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None:
-        return None
-    values = getattr(ty.shape, "values", None)
-    return None if values is None else tuple(int(v) for v in values)
-
-
-def const_array(expr: Any) -> npt.NDArray[Any] | None:
-    """The array of a Relax constant, None for anything else."""
-    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
-
-
-def free_vars(expr: Any) -> list[Any]:
-    """Variables an expression reads, in order, without repeats."""
-    return list(dict.fromkeys(relax.analysis.free_vars(expr)))
-
-
-@dataclass
-class _Group:
-    anchor: int
-    members: list[int]
-    weight: Array
-    bias: Array | None = None
-    residual: Any = None
-    clip: tuple[float | None, float | None] | None = None
-
-
 def extract_layers(model: Model) -> Network:
     """Cut a canonical model into layers and the operators between them.
 
@@ -118,200 +94,173 @@ def extract_layers(model: Model) -> Network:
     bindings = list(blocks[0].bindings) if blocks else []
     uses = Counter(v for b in bindings for v in free_vars(b.value))
     uses.update(free_vars(func.body.body))
-    readers = _single_readers(bindings, uses)
-    groups = _find_groups(bindings, readers)
-    return _assemble(model, func, bindings, groups, find_lrns(bindings, uses))
+    qdq = Qdq(bindings, [func.body.body])
+    groups = find_groups(bindings, single_readers(bindings, uses), qdq)
+    taken = {i for group in groups for i in (*group.members, group.last)}
+    operators = {group.members[-1]: group for group in qdq.operators(uses, taken)}
+    return _Assembly(model, bindings, qdq, groups, operators, find_lrns(bindings, uses)).network()
 
 
-def _single_readers(bindings: list[Any], uses: Counter[Any]) -> dict[Any, int]:
-    """Variable -> index of the one binding that reads it, once."""
-    readers: dict[Any, int] = {}
-    for index, binding in enumerate(bindings):
-        for var in free_vars(binding.value):
-            if uses[var] == 1:
-                readers[var] = index
-    return readers
+class _Assembly:
+    """Numbers values and lines up nodes and steps."""
 
+    def __init__(
+        self, model: Model, bindings: list[Any], qdq: Qdq, groups: list[Group],
+        operators: dict[int, OperatorGroup], lrns: dict[int, Lrn],
+    ) -> None:  # fmt: skip
+        self._model, self._bindings, self._qdq = model, bindings, qdq
+        self._groups = {group.last: group for group in groups}
+        self._operators, self._lrns = operators, lrns
+        inside = {i for group in groups for i in (*group.members, group.last)}
+        inside |= {i for lrn in lrns.values() for i in lrn.members}
+        inside |= {i for group in operators.values() for i in group.members}
+        self._inside = inside | qdq.skipped
+        self._ids: dict[Any, int] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self._nodes: list[Node] = []
+        self._steps: list[LayerStep | OpStep] = []
+        self._layers: list[Layer] = []
+        self._names: Counter[str] = Counter()
 
-def _find_groups(bindings: list[Any], readers: dict[Any, int]) -> list[_Group]:
-    groups: list[_Group] = []
-    taken: set[int] = set()
-    # Backwards, so that of two convolutions joined by an add the later one absorbs it: the
-    # other operand exists by then, and no live range grows.
-    for index in reversed(range(len(bindings))):
-        weight = _anchor_weight(bindings[index].value)
-        if weight is None:
-            continue
-        group = _Group(index, [index], weight)
-        current = index
-        while True:
-            reader = readers.get(bindings[current].var)
-            if reader is None or reader in taken:
-                break
-            if not _absorb(group, bindings[current].var, bindings[reader].value):
-                break
-            group.members.append(reader)
-            current = reader
-        taken.update(group.members)
-        groups.append(group)
-    return sorted(groups, key=lambda g: g.anchor)
-
-
-def _anchor_weight(call: Any) -> Array | None:
-    """Logical weights if the call is an anchor, else None."""
-    name = op_name(call)
-    if name not in ("relax.nn.conv2d", "relax.matmul") or str(call.ty.dtype) != "float32":
-        return None
-    weight, data = const_array(call.args[1]), static_shape(call.args[0])
-    if weight is None or data is None or isinstance(call.args[0], tvm.ir.GenericConst):
-        return None
-    if name == "relax.matmul":
-        is_dense = len(data) == 2 and weight.ndim == 2
-        return np.ascontiguousarray(weight.T) if is_dense else None
-    attrs = call.attrs
-    standard = (attrs.data_layout, attrs.kernel_layout) == ("NCHW", "OIHW")
-    return weight if standard and weight.ndim == 4 else None
-
-
-def _absorb(group: _Group, var: Any, call: Any) -> bool:
-    """Try to take ``call``, the only reader of ``var``, into the epilogue."""
-    name = op_name(call)
-    if group.clip is not None:
-        return False
-    bounds = clip_bounds(call)
-    if bounds is not None:
-        group.clip = bounds
-        return True
-    if name != "relax.add":
-        return False
-    if not (call.args[0].same_as(var) or call.args[1].same_as(var)):
-        return False
-    other = call.args[1] if call.args[0].same_as(var) else call.args[0]
-    constant = const_array(other)
-    if constant is not None:
-        if group.residual is not None:
-            return False
-        bias = per_channel(constant, static_shape(var) or ())
-        if bias is None:
-            return False
-        group.bias = bias if group.bias is None else group.bias + bias
-        return True
-    if group.residual is not None or static_shape(other) != static_shape(var):
-        return False
-    if other.same_as(var):
-        return False
-    group.residual = other
-    return True
-
-
-def per_channel(constant: npt.NDArray[Any], shape: tuple[int, ...]) -> Array | None:
-    """A constant broadcast along the channel axis (1) only, as ``(channels,)``; else None."""
-    if len(shape) not in (2, 4) or constant.ndim > len(shape):
-        return None
-    full = (1,) * (len(shape) - constant.ndim) + constant.shape
-    want = tuple(shape[1] if axis == 1 else 1 for axis in range(len(shape)))
-    if full != want and constant.size != 1:
-        return None
-    return np.ascontiguousarray(np.broadcast_to(constant.reshape(-1), (shape[1],)), np.float32)
-
-
-def _workload(call: Any, group: _Group) -> Conv2dWorkload | DenseWorkload:
-    low, high = group.clip if group.clip else (None, None)
-    epilogue = Epilogue(
-        bias=group.bias is not None,
-        residual=group.residual is not None,
-        clip_min=low,
-        clip_max=high,
-    )
-    shape = static_shape(call.args[0]) or ()
-    if op_name(call) == "relax.matmul":
-        return DenseWorkload(
-            batch=shape[0], in_features=shape[1],
-            out_features=group.weight.shape[0], epilogue=epilogue,
+    def network(self) -> Network:
+        model = self._model
+        func = model.mod["main"]
+        inputs = tuple(self._number(p) for p in func.params)
+        for index, binding in enumerate(self._bindings):
+            self._step(index, binding)
+        outputs = tuple(self._number(v) for v in free_vars(func.body.body))
+        qdq = self._qdq
+        stated = tuple(
+            StatedValue(self._ids[var], params.scale, params.zero_point, params.unsigned)
+            for q, params in qdq.params.items()
+            if (var := qdq.canonical[q]) in self._ids
+        )
+        graph = NetworkGraph(
+            tuple(self._layers), tuple(self._nodes), tuple(self._shapes), inputs, outputs,
+            stated=stated,
         )  # fmt: skip
-    attrs = call.attrs
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    return Conv2dWorkload(
-        batch=shape[0], in_channels=shape[1], height=shape[2], width=shape[3],
-        out_channels=group.weight.shape[0],
-        kernel=(group.weight.shape[2], group.weight.shape[3]),
-        strides=(int(attrs.strides[0]), int(attrs.strides[1])),
-        padding=(top, left, bottom, right),
-        dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
-        groups=int(attrs.groups), epilogue=epilogue,
-    )  # fmt: skip
+        return Network(model, graph, tuple(self._steps), tuple(self._ids))
 
+    def _number(self, var: Any) -> int:
+        if var not in self._ids:
+            self._ids[var] = len(self._ids)
+            self._shapes.append(static_shape(var) or ())
+        return self._ids[var]
 
-def _assemble(
-    model: Model, func: Any, bindings: list[Any], groups: list[_Group], lrns: dict[int, Lrn]
-) -> Network:
-    last_of = {group.members[-1]: group for group in groups}
-    member = {i for group in groups for i in group.members}
-    member |= {i for lrn in lrns.values() for i in lrn.members}
-    ids: dict[Any, int] = {}
-    shapes: list[tuple[int, ...]] = []
+    def _step(self, index: int, binding: Any) -> None:
+        if index in self._lrns:
+            lrn = self._lrns[index]
+            self._put(Node("follow", (self._number(lrn.source),), self._number(binding.var), "lrn"),
+                      OpStep(binding, lrn))  # fmt: skip
+        elif index in self._groups:
+            self._layer(self._groups[index])
+        elif index in self._operators:
+            self._operator(self._operators[index])
+        elif binding.var in self._qdq.params:
+            self._quantise(binding)
+        elif index not in self._inside:
+            self._other(binding)
+        if binding.var in self._qdq.raw:
+            self._requantise(binding)
 
-    def number(var: Any) -> int:
-        if var not in ids:
-            ids[var] = len(ids)
-            shapes.append(static_shape(var) or ())
-        return ids[var]
+    def _put(self, node: Node, step: LayerStep | OpStep) -> None:
+        self._nodes.append(node)
+        self._steps.append(step)
 
-    inputs = tuple(number(p) for p in func.params)
-    nodes: list[Node] = []
-    steps: list[LayerStep | OpStep] = []
-    layers: list[Layer] = []
-    names: Counter[str] = Counter()
-    for index, binding in enumerate(bindings):
-        if index in lrns:
-            lrn = lrns[index]
-            nodes.append(Node("follow", (number(lrn.source),), number(binding.var), "lrn"))
-            steps.append(OpStep(binding, lrn))
-            continue
-        if index in member and index not in last_of:
-            continue
-        if index in last_of:
-            group = last_of[index]
-            layer = _layer(model, bindings, group, len(layers), names)
-            layers.append(layer)
-            anchor = bindings[group.anchor].value
-            reads = [anchor.args[0]] + ([group.residual] if group.residual is not None else [])
-            operands = tuple(number(v) for v in reads)
-            nodes.append(Node("layer", operands, number(binding.var), layer.op, layer.index))
-            parts = tuple(bindings[i] for i in group.members)
-            steps.append(LayerStep(layer, parts, group.weight, group.bias))
-            continue
+    def _layer(self, group: Group) -> None:
+        bindings = self._bindings
+        layer = self._describe(group)
+        self._layers.append(layer)
+        anchor = bindings[group.anchor].value
+        reads = [anchor.args[0]] + ([group.residual] if group.residual is not None else [])
+        made = bindings[group.members[-1]].var
+        if group.quantising is not None:
+            made = self._qdq.canonical[bindings[group.quantising].var]
+        operands = tuple(self._number(v) for v in reads)
+        parts = (_plain(bindings[group.anchor], group.weight),)
+        parts += tuple(bindings[i] for i in group.members[1:])
+        self._put(
+            Node("layer", operands, self._number(made), layer.op, layer.index),
+            LayerStep(layer, parts, group.weight, group.bias, group.stated),
+        )
+
+    def _operator(self, group: OperatorGroup) -> None:
+        """One that the model states in int8."""
+        q = self._bindings[group.members[-1]].var
+        operands = tuple(self._number(v) for v in group.reads)
+        kind = "follow" if group.operator.kind == "clip" else classify(group.binding)
+        node = Node(kind, operands, self._number(self._qdq.canonical[q]), group.operator.kind,
+                    int8=True)  # fmt: skip
+        self._put(node, OpStep(group.binding, operator=group.operator))
+
+    def _quantise(self, binding: Any) -> None:
+        """A value that no int8 kernel makes becomes int8: for those that read it, where all do."""
+        data, var = binding.value.args[0], self._qdq.canonical[binding.var]
+        node = Node("quantise", (self._number(data),), self._number(var), "quantise",
+                    int8=self._read_as_float(var))  # fmt: skip
+        self._put(node, OpStep(binding))
+
+    def _requantise(self, binding: Any) -> None:
+        """A network output that is int8 itself."""
+        var = self._qdq.canonical[binding.var]
+        call = relax.Call(binding.value.op, [var, *binding.value.args[1:]], binding.value.attrs)
+        again = relax.VarBinding(binding.var, call)
+        node = Node("opaque", (self._number(var),), self._number(binding.var), "requantise")
+        self._put(node, OpStep(again))
+
+    def _read_as_float(self, var: Any) -> bool:
+        """Whether anything but stated layers and operators reads a stated value."""
+        if self._qdq.quantised[var] in self._qdq.raw:
+            return True
+        if var in free_vars(self._model.mod["main"].body.body):
+            return True
+        int8 = {self._bindings[g.anchor].var for g in self._groups.values() if g.stated}
+        int8 |= {self._bindings[i].var for g in self._groups.values() if g.stated
+                 for i in g.members}  # fmt: skip
+        int8 |= {self._bindings[i].var for g in self._operators.values() for i in g.members}
+        return any(var in free_vars(b.value) and b.var not in int8 for b in self._bindings)
+
+    def _other(self, binding: Any) -> None:
         variables = free_vars(binding.value)
-        operands = tuple(number(v) for v in variables)
+        operands = tuple(self._number(v) for v in variables)
         name = op_name(binding.value) or type(binding.value).__name__
         operator = operator_of(binding, variables)
+        if variables and all(self._qdq.stated(v) for v in variables):
+            # The model states that it computes in float here.
+            operator = operator if operator and operator.kind in _ANY_SCALE else None
         kind, tied = classify(binding), operator is not None and operator.tied
-        output = number(binding.var)
-        nodes.append(Node(kind, operands, output, name, int8=operator is not None, tied=tied))
-        steps.append(OpStep(binding, operator=operator))
-    outputs = tuple(number(v) for v in free_vars(func.body.body))
-    graph = NetworkGraph(tuple(layers), tuple(nodes), tuple(shapes), inputs, outputs)
-    return Network(model, graph, tuple(steps), tuple(ids))
+        output = self._number(binding.var)
+        self._put(
+            Node(kind, operands, output, name, int8=operator is not None, tied=tied),
+            OpStep(binding, operator=operator),
+        )
+
+    def _describe(self, group: Group) -> Layer:
+        sources = [self._model.sources.get(self._bindings[i].var.name) for i in group.members]
+        named = [s for s in sources if s is not None]
+        anchor = self._bindings[group.anchor]
+        name = named[0].name if named else anchor.var.name
+        self._names[name] += 1
+        if self._names[name] > 1:
+            name = f"{name}#{self._names[name]}"
+        workload = workload_of(anchor.value, group)
+        depthwise = isinstance(workload, Conv2dWorkload) and workload.is_depthwise
+        bias = 0 if group.bias is None else group.bias.size
+        return Layer(
+            index=len(self._layers),
+            name=name,
+            op="depthwise_conv2d" if depthwise else workload.op,
+            workload=workload,
+            fused=tuple(dict.fromkeys(s.name for s in named[1:] if s != named[0])),
+            parameters=int(group.weight.size) + int(bias),
+        )
 
 
-def _layer(
-    model: Model, bindings: list[Any], group: _Group, index: int, names: Counter[str]
-) -> Layer:
-    sources = [model.sources.get(bindings[i].var.name) for i in group.members]
-    named = [s for s in sources if s is not None]
-    anchor = bindings[group.anchor]
-    name = named[0].name if named else anchor.var.name
-    names[name] += 1
-    if names[name] > 1:
-        name = f"{name}#{names[name]}"
-    workload = _workload(anchor.value, group)
-    depthwise = isinstance(workload, Conv2dWorkload) and workload.is_depthwise
-    bias = 0 if group.bias is None else group.bias.size
-    return Layer(
-        index=index,
-        name=name,
-        op="depthwise_conv2d" if depthwise else workload.op,
-        workload=workload,
-        fused=tuple(dict.fromkeys(s.name for s in named[1:] if s != named[0])),
-        parameters=int(group.weight.size) + int(bias),
-    )
+def _plain(binding: Any, weight: Array) -> Any:
+    """An anchor with a float constant as its weight, which may be a quantised one."""
+    call = binding.value
+    if isinstance(call.args[1], tvm.ir.GenericConst):
+        return binding
+    matrix = weight.T if op_name(call) == "relax.matmul" else weight
+    args = [call.args[0], const(matrix), *call.args[2:]]
+    return relax.VarBinding(binding.var, relax.Call(call.op, args, call.attrs, call.ty_args))

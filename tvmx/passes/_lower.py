@@ -149,7 +149,7 @@ class _Lowering:
             return LayerConstants(step.weight, step.bias)
         params = layer_params(node, self.params, step.layer.name)
         bias = corrected(step.bias, self.corrections.get(step.layer.index))
-        return layer_constants(step.layer.workload, step.weight, bias, params)
+        return layer_constants(step.layer.workload, step.weight, bias, params, step.stated)
 
     def _kernel(self, step: LayerStep, choice: LayerChoice) -> tuple[Kernel, Any]:
         impl = choice.implementation
@@ -191,25 +191,52 @@ class _Lowering:
         def compute(*x: Any) -> Any:
             match operator.kind:
                 case "add":
-                    return int8.add_te(x[0], params[0], x[1], params[1], out)
+                    low, high = clip_to(operator.low, operator.high, out)
+                    return int8.add_te(x[0], params[0], x[1], params[1], out, low, high)
                 case "concat":
                     return int8.concat_te(x, params, out, form)
                 case "clip":
-                    return int8.clip_te(x[0], *clip_to(operator.low, operator.high, params[0]))
+                    low, high = clip_to(operator.low, operator.high, out)
+                    return int8.clip_te(int8.rescale_te(x[0], params[0], out), low, high)
                 case "mean":
-                    return int8.mean_te(x[0], params[0], form)
+                    return int8.mean_te(x[0], params[0], out)
             assert operator.pool is not None
             if operator.kind == "max_pool":
-                return int8.max_pool_te(x[0], operator.pool, form)
-            return int8.avg_pool_te(x[0], params[0], operator.pool, form)
+                return int8.max_pool_te(x[0], operator.pool)
+            return int8.avg_pool_te(x[0], params[0], operator.pool, out)
 
         name = f"{operator.kind}_int8"
         return self.bb.emit(self.bb.call_te(compute, *operands, primfunc_name_hint=name))
+
+    def _quantise(self, node: Node, value: Any) -> Any:
+        params = self.params[node.output]
+        return self._elementwise(lambda x: int8.quantise_te(x, params), value, "quantise")
+
+    def _elementwise(self, compute: Any, value: Any, name: str) -> Any:
+        return self.bb.emit(self.bb.call_te(compute, value, primfunc_name_hint=name))
+
+    def _stated(self, node: Node, step: LayerStep, operands: list[Any]) -> Any:
+        """A layer the model states in int8 and no template covers: float between int8 values."""
+        table = {}
+        for value, operand in zip(node.inputs, operands, strict=True):
+            params = self.params[value]
+            table[self.network.values[value]] = self._elementwise(
+                lambda q, p=params: int8.dequantise_te(q, p), operand, "dequantise"
+            )
+        result = None
+        for binding in step.bindings:
+            result = self.bb.emit(rewire(binding.value, table))
+            table[binding.var] = result
+        return self._quantise(node, result)
 
     def _other(
         self, node: Node, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
     ) -> Any:
         originals = [self.network.values[v] for v in node.inputs]
+        if node.kind == "quantise":
+            return self._quantise(node, operands[0]) if node.int8 else operands[0]
+        if isinstance(step, LayerStep) and step.stated is not None:
+            return self._stated(node, step, operands)
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
         if isinstance(step, OpStep) and step.lrn is not None:

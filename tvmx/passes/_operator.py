@@ -25,8 +25,9 @@ _RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze"}
 class Operator:
     """An operator on its node's inputs, in order.
 
-    ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound). ``add`` and
-    ``concat`` (of channels) have at least two inputs, all others one.
+    ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound), and for an
+    ``add`` that a clip follows. ``add`` and ``concat`` (of channels) have at least two inputs,
+    all others one.
     """
 
     kind: Kind

@@ -30,10 +30,10 @@ def choose(
 ) -> LayerChoice:  # fmt: skip
     """A layer's choice of one template, at ``config`` or the template's default.
 
-    ``implementation`` tells the variant (type, sparsity); None means float and dense.
+    ``implementation`` tells the variant (type, sparsity); None means as the model states it.
     """
     if implementation is None:
-        implementation = entry.implementation(layer.workload, target)
+        implementation = entry.stated(layer.workload, target)
     variant = implementation.variant(layer.workload)
     knobs = config if config is not None else entry.template.space(variant, target).default
     return LayerChoice(
@@ -45,7 +45,7 @@ def choose(
 
 
 def baseline_plan(network: Network, registry: Registry, target: Target, seed: int = 0) -> Plan:
-    """Every layer float, dense, in its first template at the default config.
+    """Every layer as the model states it, in its first template at the default config.
 
     Layers that no template supports are left out: they run tvmx's default schedule.
     """
@@ -56,7 +56,7 @@ def baseline_plan(network: Network, registry: Registry, target: Target, seed: in
             choices.append(choose(entry, layer, target))
     return Plan(
         model=network.model.digest, target=target.name, choices=tuple(choices), seed=seed,
-        versions=versions(), note="baseline: float, dense, template defaults",
+        versions=versions(), note="baseline: layers as the model states them, template defaults",
     )  # fmt: skip
 
 

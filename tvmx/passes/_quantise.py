@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 def tie(graph: NetworkGraph, params: Mapping[int, QuantParams]) -> dict[int, QuantParams]:
     """Parameters by value, outputs of tied operators (pooling, clip, reshape) taking their input's.
 
-    A tied operator is then exact on int8, and needs no requantisation.
+    A tied operator is then exact on int8, and needs no requantisation. What the model states
+    overrides ``params``.
     """
-    tied = dict(params)
+    stated = {s.value: QuantParams(s.scale, s.zero_point, s.unsigned) for s in graph.stated}
+    tied = dict(params) | stated
     for node in graph.nodes:
         if node.tied and node.inputs[0] in tied:
             tied[node.output] = tied[node.inputs[0]]

@@ -11,6 +11,7 @@ from tvm_ffi import structural_equal
 from tvmx._tvm import relax, tvm
 from tvmx.passes._dataflow import Walk, array_of, const, dtype_of, op_name, shape_of
 
+_SMALL = 16  # elements of constants that are compared by value
 _RESHAPES = {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims",
              "relax.nn.batch_flatten"}  # fmt: skip
 
@@ -211,4 +212,7 @@ def _key(arg: Any) -> Any:
         return tuple(int(v) for v in arg.values)
     if isinstance(arg, relax.Tuple):
         return tuple(map(_key, arg.fields))
-    return getattr(arg, "value", arg) if not isinstance(arg, tvm.ir.GenericConst) else arg
+    if isinstance(arg, tvm.ir.GenericConst):
+        array = array_of(arg) if int(np.prod(shape_of(arg))) <= _SMALL else None
+        return arg if array is None else (array.dtype.str, array.shape, array.tobytes())
+    return getattr(arg, "value", arg)

@@ -1,5 +1,8 @@
 """The network in NumPy and PyTorch: what a plan computes, without any of tvmx's kernels.
 
+Values are kept as floats; those that a quantised model states in int8 are always whole steps of
+their scale, so that nothing is lost.
+
 int8 layers are simulated exactly, in integers. It calibrates, tells how sensitive layers are, and
 is the reference that int8 and sparse candidates are checked against.
 """
@@ -38,13 +41,14 @@ from tvmx.numerics import (
     prune,
     quantise,
     requantise,
+    rescale,
 )
 from tvmx.passes._equalise import equalised
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._lower import finish_relax, rewire
 from tvmx.passes._lrn import Lrn
 from tvmx.passes._operator import Operator
-from tvmx.passes._quantise import corrections_of, layer_params, params_of
+from tvmx.passes._quantise import corrections_of, layer_params, params_of, tie
 from tvmx.targets import Target
 from tvmx.templates import linear, reference
 
@@ -71,19 +75,37 @@ class Simulator:
         self.network = network
         self.corrections = dict(corrections or {})
         self._graph = network.graph
+        self._params = tie(network.graph, {})
         self.host = host
         self._machines: dict[int, Any] = {}
         self._constants: dict[Any, LayerConstants] = {}
 
     def run(self, inputs: Sequence[Array]) -> Values:
-        """All values of the float network; ``inputs`` are (calls, *shape), in model order."""
+        """All values of the network as the model states it; ``inputs`` are (calls, *shape)."""
         values: Values = dict(zip(self._graph.inputs, inputs, strict=True))
         for index, (node, step) in enumerate(
             zip(self._graph.nodes, self.network.steps, strict=True)
         ):
             operands = [values[v] for v in node.inputs]
-            values[node.output] = self._float(index, node, step, operands)
+            values[node.output] = self.stated(index, node, step, operands)
         return values
+
+    def stated(self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]) -> Any:
+        """What the model says a node computes, floats in and out."""
+        if node.output not in self._graph.stated_values:
+            return self._float(index, node, step, operands)
+        params = self._params
+        if node.kind == "quantise":
+            result = quantise(operands[0], params[node.output])
+        else:
+            pairs = zip(operands, node.inputs, strict=True)
+            int8 = [quantise(x, params[v]) for x, v in pairs]
+            if isinstance(step, LayerStep):
+                result = self.layer(node, step, None, int8, params)
+            else:
+                assert step.operator is not None
+                result = self.operator(node, step.operator, int8, params)
+        return dequantise(result, params[node.output])
 
     def rerun(
         self, values: Values, choices: Mapping[int, Implementation],
@@ -130,10 +152,9 @@ class Simulator:
         operands: list[Array], params: Mapping[int, QuantParams],
     ) -> Array:  # fmt: skip
         """One layer on float (or s8) operands (calls, *shape), (calls, *shape) out."""
-        workload = step.layer.workload
-        calls = len(operands[0])
-        flat = [a.reshape(-1, *a.shape[2:]) for a in operands]
         constants = self._layer_constants(node, step, implementation, params)
+        workload, calls = step.layer.workload, len(operands[0])
+        flat = [a.reshape(-1, *a.shape[2:]) for a in operands]
         residual = flat[1] if len(flat) > 1 else None
         if constants.requantise is None:
             out = reference(workload, flat[0], constants, residual)
@@ -144,19 +165,50 @@ class Simulator:
             out = requantise(sums + bias, constants.requantise, residual)
         return out.reshape(calls, *workload.out_shape)
 
+    def operator(
+        self, node: Node, operator: Operator, operands: list[Array],
+        known: Mapping[int, QuantParams],
+    ) -> Array:  # fmt: skip
+        """One operator between layers on s8 operands (calls, *shape), s8 out."""
+        params, out = [known[v] for v in node.inputs], known[node.output]
+        calls = len(operands[0])
+        x = [a.reshape(-1, *a.shape[2:]) for a in operands]
+        match operator.kind:
+            case "add":
+                low, high = clip_to(operator.low, operator.high, out)
+                result = add_int8(x[0], params[0], x[1], params[1], out, low, high)
+            case "concat":
+                result = concat_int8(x, params, out)
+            case "clip":
+                scaled = rescale(x[0], params[0], out)
+                result = clip_int8(scaled, *clip_to(operator.low, operator.high, out))
+            case "mean":
+                result = mean_int8(x[0], params[0], out)
+            case "reshape":
+                result = x[0]
+            case _:
+                assert operator.pool is not None
+                if operator.kind == "max_pool":
+                    result = max_pool_int8(x[0], operator.pool)
+                else:
+                    result = avg_pool_int8(x[0], params[0], operator.pool, out)
+        return result.reshape(calls, *self._graph.shapes[node.output])
+
     def _layer_constants(
         self, node: Node, step: LayerStep, implementation: Implementation | None,
         params: Mapping[int, QuantParams],
     ) -> LayerConstants:  # fmt: skip
-        if implementation is None or implementation.exact:
-            return LayerConstants(step.weight, step.bias)
-        if implementation.precision == "int8":
+        if step.stated is not None or (implementation and implementation.precision == "int8"):
             how = layer_params(node, params, step.layer.name)
             key: Any = (node.layer, how)
             if key not in self._constants:
                 bias = corrected(step.bias, self.corrections.get(step.layer.index))
-                self._constants[key] = layer_constants(step.layer.workload, step.weight, bias, how)
+                self._constants[key] = layer_constants(
+                    step.layer.workload, step.weight, bias, how, step.stated
+                )
             return self._constants[key]
+        if implementation is None or implementation.exact:
+            return LayerConstants(step.weight, step.bias)
         key = (node.layer, implementation.sparsity)
         if key not in self._constants:
             sparsity = BlockSparsity.parse(implementation.sparsity)
@@ -205,7 +257,8 @@ class _Rerun:
         self, simulator: Simulator, values: Values, choices: Mapping[int, Implementation],
         params: Mapping[int, QuantParams],
     ) -> None:  # fmt: skip
-        self._simulator, self._choices, self._params = simulator, choices, params
+        self._simulator, self._choices = simulator, choices
+        self._params = tie(simulator.network.graph, params)
         self._float: Values = dict(values)
         self._int8: Values = {}
         self._changed: set[int] = set()
@@ -217,18 +270,22 @@ class _Rerun:
             chosen = self._choices.get(node.layer) if node.layer is not None else None
             placed = walk.step(node, chosen)
             plain = chosen is None or chosen.exact
-            if plain and not is_int8(placed.writes) and not self._changed & set(node.inputs):
+            if plain and not self._changed & set(node.inputs):
                 continue
             forms = zip(node.inputs, placed.reads, strict=True)
             operands = [self._get(v, is_int8(form)) for v, form in forms]
-            if isinstance(step, LayerStep):
+            int8 = is_int8(placed.writes)
+            if node.kind == "quantise":
+                # Where nothing is computed here, it is in the conversions of those that read it.
+                result, int8 = quantise(operands[0], self._params[node.output]), True
+            elif isinstance(step, LayerStep):
                 result = simulator.layer(node, step, chosen, operands, self._params)
-            elif is_int8(placed.writes):
+            elif int8:
                 assert step.operator is not None
-                result = self._operator(node, step.operator, operands)
+                result = simulator.operator(node, step.operator, operands, self._params)
             else:
-                result = simulator._float(index, node, step, operands)
-            self._put(node.output, result, is_int8(placed.writes))
+                result = simulator.stated(index, node, step, operands)
+            self._put(node.output, result, int8)
         return self._float
 
     def _get(self, value: int, int8: bool) -> Array:
@@ -245,29 +302,6 @@ class _Rerun:
             self._float[value] = dequantise(result, self._params[value])
         else:
             self._float[value] = result
-
-    def _operator(self, node: Node, operator: Operator, operands: list[Array]) -> Array:
-        params, out = [self._params[v] for v in node.inputs], self._params[node.output]
-        calls = len(operands[0])
-        x = [a.reshape(-1, *a.shape[2:]) for a in operands]
-        match operator.kind:
-            case "add":
-                result = add_int8(x[0], params[0], x[1], params[1], out)
-            case "concat":
-                result = concat_int8(x, params, out)
-            case "clip":
-                result = clip_int8(x[0], *clip_to(operator.low, operator.high, params[0]))
-            case "mean":
-                result = mean_int8(x[0], params[0])
-            case "reshape":
-                result = x[0]
-            case _:
-                assert operator.pool is not None
-                if operator.kind == "max_pool":
-                    result = max_pool_int8(x[0], operator.pool)
-                else:
-                    result = avg_pool_int8(x[0], params[0], operator.pool)
-        return result.reshape(calls, *self._simulator.network.graph.shapes[node.output])
 
 
 def _fields(value: Any) -> Sequence[Array]:

@@ -28,6 +28,7 @@ _IDENTITY = {
     "calibration": "calibration",
     "equalise": "equalise",
     "bias_correction": "bias correction",
+    "skip": "skipped layers",
     "max_accuracy_drop": "max accuracy drop",
     "max_weights": "max weights",
     "max_arena": "max arena",
@@ -44,9 +45,9 @@ class RunSettings(BaseModel):
     ``max_accuracy_drop`` is in percentage points of ``metric`` (None: top-1 or agreement),
     ``max_weights`` and ``max_arena`` are in bytes. ``schedules`` maps the names of templates
     of the user's to their fingerprints, ``schedule_paths`` says where they were loaded from;
-    ``shapes`` are the input shapes given (part of the model digest). ``budget_s`` and
-    ``trials`` bound the search and may change when a run is resumed, as may the paths;
-    everything else must be equal.
+    ``shapes`` are the input shapes given (part of the model digest); ``skip`` are globs of
+    layers that are never int8. ``budget_s`` and ``trials`` bound the search and may change when
+    a run is resumed, as may the paths; everything else must be equal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,7 @@ class RunSettings(BaseModel):
     calibration: Literal["percentile", "minmax", "average", "kl", "mse"] = "percentile"
     equalise: bool = False
     bias_correction: bool = False
+    skip: tuple[str, ...] = ()
     max_accuracy_drop: float | None = None
     max_weights: int | None = None
     max_arena: int | None = None
@@ -114,4 +116,6 @@ def _show(value: Any) -> str:
         return "none"
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in sorted(value.items())) or "none"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
     return str(value)

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from tvmx.ir import Epilogue, ceil_div
-from tvmx.numerics import FRACTION_BITS, LayerConstants
-from tvmx.numerics._quantise import FIXED_LIMIT
+from tvmx.numerics import LayerConstants
 from tvmx.templates._base import Constant
 from tvmx.templates._packing import pad_axis
 
 PARAMS = 8
-"""Length of ``params``: low, high (relative to the zero point without a residual), output,
-data and residual zero point, residual factor, and two zeros."""
-_LOW, _HIGH, _OUT_ZERO, _DATA_ZERO, _RESIDUAL_ZERO, _RESIDUAL_FACTOR = range(6)
+"""Length of ``params``: low, high (relative to the zero point without a residual), output and
+data zero point, residual offset and factor, and two zeros."""
+_LOW, _HIGH, _OUT_ZERO, _DATA_ZERO, _RESIDUAL_OFFSET, _RESIDUAL_FACTOR = range(6)
 
 
 def requantised(
@@ -52,20 +51,23 @@ def requantised_int32(
     def integer(index: int) -> Any:
         return splat(params[index].astype("int32"))
 
-    def fixed(value: Any) -> Any:
-        limit = tirx.const(FIXED_LIMIT, "float32")
-        bounded = tirx.max(tirx.min(value, splat(limit)), splat(-limit))
-        return rounded_even(bounded, lanes)
-
     scaled = cast(accumulator, "float32") * multiplier
     if residual is None:
         bounded = tirx.max(tirx.min(scaled, splat(params[_HIGH])), splat(params[_LOW]))
         return rounded_even(bounded, lanes) + integer(_OUT_ZERO)
-    shifted = cast(residual, "float32") - splat(params[_RESIDUAL_ZERO])
-    total = fixed(scaled) + fixed(shifted * splat(params[_RESIDUAL_FACTOR]))
-    half = splat(tirx.const(1 << (FRACTION_BITS - 1), "int32"))
-    rounded = tirx.shift_right(total + half, splat(tirx.const(FRACTION_BITS, "int32")))
-    return tirx.max(tirx.min(rounded + integer(_OUT_ZERO), integer(_HIGH)), integer(_LOW))
+    other = fused(cast(residual, "float32"), splat(params[_RESIDUAL_FACTOR]),
+                  splat(params[_RESIDUAL_OFFSET]), lanes)  # fmt: skip
+    total = fused(cast(accumulator, "float32"), multiplier, other, lanes)
+    bounded = tirx.max(tirx.min(total, splat(params[_HIGH])), splat(params[_LOW]))
+    return rounded_even(bounded, lanes)
+
+
+def fused(a: Any, b: Any, c: Any, lanes: int = 1) -> Any:
+    """float32 ``a * b + c``, rounded once: :func:`tvmx.numerics.fma`; vectors with ``lanes``."""
+    from tvmx._tvm import tirx
+
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    return tirx.call_llvm_pure_intrin(f"float32{suffix}", "llvm.fma", a, b, c)
 
 
 def rounded_even(value: Any, lanes: int = 1) -> Any:
@@ -107,9 +109,10 @@ def epilogue_constants(
     params[_LOW], params[_HIGH] = how.low - zero, how.high - zero
     params[_OUT_ZERO], params[_DATA_ZERO] = how.out_zero_point, how.data_zero_point
     if epilogue.residual:
-        multiplier = multiplier * np.float32(1 << FRACTION_BITS)
-        params[_RESIDUAL_ZERO] = how.residual_zero_point
-        params[_RESIDUAL_FACTOR] = how.residual_factor
+        params[_RESIDUAL_OFFSET], params[_RESIDUAL_FACTOR] = (
+            how.residual_offset,
+            how.residual_factor,
+        )
     return (
         pad_axis(bias, 0, count * block).reshape(count, block),
         pad_axis(multiplier, 0, count * block).reshape(count, block),

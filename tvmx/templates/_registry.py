@@ -16,6 +16,7 @@ from tvmx.templates._base import ScheduleTemplate
 from tvmx.templates._loading import fingerprint_of, load_template, load_templates, templates_in
 
 ENTRY_POINT_GROUP = "tvmx.schedules"
+_DTYPES = {"f32": "float32", "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,17 @@ class TemplateEntry:
         """The implementation record of this template, its fingerprint included."""
         return self.template.implementation(workload, target, self.fingerprint)
 
+    def stated(self, workload: Any, target: Target) -> Implementation:
+        """The implementation of a layer whose own workload this is (see ``Implementation``)."""
+        found = self.implementation(workload, target)
+        if workload.dtype == "float32":
+            return found
+        return found.model_copy(update={"stated": True})
 
-def _exact(template: ScheduleTemplate) -> bool:
-    return template.precision == "f32" and not template.sparse
+
+def _exact(template: ScheduleTemplate, workload: Any) -> bool:
+    """Whether it computes a layer in the type the model states it in, and dense."""
+    return not template.sparse and _DTYPES.get(template.precision) == workload.dtype
 
 
 def variants(template: ScheduleTemplate, workload: Any, target: Target) -> list[Any]:
@@ -122,16 +131,17 @@ class Registry:
         return sorted(self._entries.values(), key=lambda e: (e.op, e.template.priority, e.name))
 
     def legal(self, workload: Any, target: Target) -> list[TemplateEntry]:
-        """The float, dense templates that support ``workload``, the preferred first, then by name.
+        """The dense templates that support ``workload`` in its type, the preferred first.
 
-        ``workload`` is the layer's own, float and dense.
+        ``workload`` is the layer's own: float, or int8 where the model states it so. Equally
+        preferred templates come by name.
         """
         return sorted(
             (
                 e
                 for e in self._entries.values()
                 if e.op == workload.op
-                and _exact(e.template)
+                and _exact(e.template, workload)
                 and e.template.supports(workload, target) is None
             ),
             key=lambda e: (e.template.preference(workload, target), e.name),
@@ -140,13 +150,14 @@ class Registry:
     def implementations(
         self, workload: Any, target: Target, *, exact: bool = False
     ) -> list[tuple[TemplateEntry, Implementation]]:
-        """Every way to compute a layer: float dense first (the baseline's at the head).
+        """Every way to compute a layer: as the model states it first (the baseline's at the head).
 
-        Then int8, then block-sparse, each by (priority, name). ``exact`` leaves out what changes
-        the layer's numbers.
+        A float layer then has int8 ones, then block-sparse ones, each by (priority, name); one
+        that the model states in int8 has no others. ``exact`` leaves out what changes the
+        layer's numbers.
         """
-        found = [(e, e.implementation(workload, target)) for e in self.legal(workload, target)]
-        if exact:
+        found = [(e, e.stated(workload, target)) for e in self.legal(workload, target)]
+        if exact or workload.dtype != "float32":
             return found
         others = sorted(
             (e for e in self._entries.values() if e.op == workload.op),
@@ -156,7 +167,8 @@ class Registry:
             found += [
                 (entry, entry.implementation(variant, target))
                 for variant in variants(entry.template, workload, target)
-                if not _exact(entry.template) and entry.template.supports(variant, target) is None
+                if not _exact(entry.template, workload)
+                and entry.template.supports(variant, target) is None
             ]
         return found
 

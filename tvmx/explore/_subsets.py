@@ -1,0 +1,108 @@
+"""A network with some of its layers int8: what that does, and how many samples can be afforded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+
+from tvmx.accuracy import (
+    Effect,
+    Judge,
+    Samples,
+    correct_biases,
+    layer_effects,
+    plan_effects,
+    spread,
+)
+from tvmx.explore._compress import Compression
+from tvmx.ir import Implementation
+from tvmx.passes import Simulator
+
+Array = npt.NDArray[Any]
+
+_CORRECTED = 32  # calibration samples that the biases of a subset are corrected on
+_FEWEST = 16
+_PROBE_S = 0.5
+
+
+class Subsets:
+    """Any choice among the layers ``int8`` (layer index -> implementation) being int8.
+
+    Where the compression corrects biases, each subset gets corrections of its own: those found
+    behind a ruined layer would ruin the network in which that layer is float.
+    """
+
+    def __init__(self, compression: Compression, int8: Mapping[int, Implementation]) -> None:
+        self._compression, self._int8 = compression, int8
+        self._specs = {spec.name: spec for spec in compression.context.model.inputs}
+        self._corrections: dict[frozenset[int], dict[int, Array]] = {
+            frozenset(int8): compression.simulator.corrections
+        }
+        self._last: Judge | None = None
+
+    def alone(
+        self, samples: Samples, on_layer: Callable[[int], None] = lambda index: None
+    ) -> dict[int, Effect]:
+        """Effects of each layer alone; biases uncorrected, which makes the figure the layer's."""
+        simulator = self._compression.simulator
+        if simulator.corrections:
+            simulator = Simulator(simulator.network, simulator.host)
+        return layer_effects(self._judge(simulator, samples), self._int8, on_layer)
+
+    def effect(self, layers: Collection[int], samples: Samples) -> Effect:
+        """Of these layers being int8 together, simulated exactly."""
+        judge = self._judge(self.compression(layers).simulator, samples)
+        (found,) = plan_effects(judge, [self._choices(layers)])
+        return found
+
+    def compression(self, layers: Collection[int]) -> Compression:
+        """The compression with biases corrected for these layers."""
+        key, whole = frozenset(layers), self._compression
+        if not whole.request.bias_correction or key == frozenset(self._int8):
+            return whole
+        simulator = whole.simulator
+        if key not in self._corrections:
+            self._corrections[key] = correct_biases(
+                simulator, whole.data.calibration, self._specs, whole.params,
+                self._choices(layers), most_samples=_CORRECTED,
+            )  # fmt: skip
+        corrected = Simulator(simulator.network, simulator.host, self._corrections[key])
+        return replace(whole, simulator=corrected)
+
+    def affordable(self, samples: Samples, runs: float, seconds: float) -> Samples:
+        """As many as ``runs`` runs of the int8 network take ``seconds`` on, but no fewer than 16.
+
+        They are evenly spread.
+        """
+        first = self._compression.context.model.inputs[0].shape
+        probe = spread(samples, first[0] if first else 1)
+        self._run_s(probe)  # compiles
+        taken = self._run_s(probe)
+        while taken < _PROBE_S and len(probe) < len(samples):  # many at once take less each
+            probe = spread(samples, 4 * len(probe))
+            taken = self._run_s(probe)
+        wanted = seconds * len(probe) / max(1e-9, taken * runs)
+        return spread(samples, max(_FEWEST, int(wanted)))
+
+    def _run_s(self, samples: Samples) -> float:
+        """Seconds of all int8 layers, from the float network's values."""
+        judge = self._judge(self._compression.simulator, samples)
+        judge.simulate([])
+        before = time.monotonic()
+        judge.simulate([self._int8])
+        return time.monotonic() - before
+
+    def _choices(self, layers: Collection[int]) -> dict[int, Implementation]:
+        return {index: self._int8[index] for index in layers}
+
+    def _judge(self, simulator: Simulator, samples: Samples) -> Judge:
+        """The last one again where it would be the same: it keeps the float network's values."""
+        last, whole = self._last, self._compression
+        if last is None or last.simulator is not simulator or last.samples is not samples:
+            last = Judge(simulator, samples, self._specs, whole.metric, whole.params)
+            self._last = last
+        return last
