@@ -158,6 +158,8 @@ class _Assembly:
             self._operator(self._operators[index])
         elif binding.var in self._qdq.params:
             self._quantise(binding)
+        elif binding.var in self._qdq.entered:
+            self._enter(binding)
         elif index not in self._inside:
             self._other(binding)
         if binding.var in self._qdq.raw:
@@ -198,6 +200,14 @@ class _Assembly:
         data, var = binding.value.args[0], self._qdq.canonical[binding.var]
         node = Node("quantise", (self._number(data),), self._number(var), "quantise",
                     int8=self._read_as_float(var))  # fmt: skip
+        self._put(node, OpStep(binding))
+
+    def _enter(self, binding: Any) -> None:
+        """A network input that is int8 itself."""
+        data = self._qdq.entered[binding.var]
+        self._other(relax.VarBinding(data, binding.value))
+        node = Node("quantise", (self._number(data),), self._number(binding.var), "quantise",
+                    int8=self._read_as_float(binding.var))  # fmt: skip
         self._put(node, OpStep(binding))
 
     def _requantise(self, binding: Any) -> None:

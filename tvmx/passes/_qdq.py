@@ -46,7 +46,8 @@ class Qdq:
     a stated value is the float one readers see: ``canonical[q]``; ``quantised`` is its inverse.
     ``skipped`` are indices of bindings that are no steps of their own: dequantising ones and
     those of quantised weights. Where a variable q itself is read (by a network output, say),
-    it is in ``raw``: made again from the float one.
+    it is in ``raw``: made again from the float one. A network input that is int8 itself is
+    dequantised first: ``entered`` maps the canonical variable to the one that holds that.
     """
 
     def __init__(self, bindings: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -57,12 +58,13 @@ class Qdq:
         self.quantised: dict[Any, Any] = {}
         self.skipped: set[int] = set()
         self.raw: set[Any] = set()
+        self.entered: dict[Any, Any] = {}
         self._weights: dict[Any, Any] = {}
         for index, binding in enumerate(bindings):
             self._look(index, binding)
         readers = Counter(v for b in bindings for v in variables(b.value) if v in self.params)
         readers.update(v for out in outputs for v in variables(out) if v in self.params)
-        for q in self.params:
+        for q in self.params.keys() - {self.quantised[var] for var in self.entered}:
             alone = readers[q] == 1 and q in self.canonical
             if not alone:
                 self.raw.add(q)
@@ -83,10 +85,22 @@ class Qdq:
             self._weights[binding.var] = call
             self.skipped.add(index)
             return
+        if isinstance(source, relax.Var) and source not in self._values:
+            self._enter(index, binding)
+            return
         params = self.params.get(source)
         first = params is not None and source not in self.canonical
         if first and _scalar_params(call, dtype_of(source)) == params:
             self.canonical[source], self.quantised[binding.var] = binding.var, source
+            self.skipped.add(index)
+
+    def _enter(self, index: int, binding: Any) -> None:
+        call, var = binding.value, binding.var
+        params = _scalar_params(call, dtype_of(call.args[0]))
+        if params is not None:
+            q = relax.DataflowVar(f"{var.name}_quantised", call.args[0].ty)
+            self.params[q], self.canonical[q], self.quantised[var] = params, var, q
+            self.entered[var] = relax.DataflowVar(f"{var.name}_float", var.ty)
             self.skipped.add(index)
 
     def stated(self, var: Any) -> bool:
