@@ -19,8 +19,10 @@ _OPSET = 13  # the first whose QuantizeLinear is per channel
 _FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
 
 
-def quantise_model(source: Path, target: Path, samples: Sequence[Array]) -> None:
-    """Write ``source`` as a QDQ model: activations u8, weights s8 per output channel, min-max.
+def quantise_model(source: Path, target: Path, samples: Sequence[Array], form: str = "QDQ") -> None:
+    """Write ``source`` quantised: activations u8, weights s8 per output channel, min-max ranges.
+
+    ``form`` is ``QDQ`` or ``QOperator``.
 
     ``samples`` holds per input, in the model's order, (samples, *shape of one sample); a call
     gets one sample. Batch norms are folded first, as ONNX Runtime's documentation asks for.
@@ -41,7 +43,7 @@ def quantise_model(source: Path, target: Path, samples: Sequence[Array]) -> None
         onnx.save(model, modern)
         quant_pre_process(modern, folded, skip_symbolic_shape=True)
         quantize_static(
-            folded, target, _Reader(names, samples), quant_format=QuantFormat.QDQ,
+            folded, target, _Reader(names, samples), quant_format=QuantFormat[form],
             per_channel=True, reduce_range=False, activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from benchmarks._ort_int8 import float_layers, modernised, optimised_nodes, quan
 from benchmarks._profile import is_kernel_of, profile_network
 from benchmarks._quantised import Calibrated, build_quantised, layer_counts, mixed_plan
 from benchmarks._stages import DEFAULTS, INT8, ORT, ORT_INT8, build_ort_int8, measure_main
+from benchmarks.quantised_models import FORMS, measure
 from tvmx.errors import MeasureError
 from tvmx.explore._reference import golden_inputs
 from tvmx.testing.models import graph_model, onnx_reference, residual_model
@@ -98,6 +99,15 @@ def test_quantised_model_is_near_the_float_one(tmp_path: Path) -> None:
     quantise_model(folder.onnx, folder.onnx_int8, calibration_samples([x]))
     want, got = (onnx_reference(p, {"x": x})[0] for p in (folder.onnx, folder.onnx_int8))
     assert 0 < np.linalg.norm(got - want) / np.linalg.norm(want) < 0.2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_quantised_models_are_run_with_their_own_numbers(form: str, tmp_path: Path) -> None:
+    folder = saved(residual_model(channels=16), tmp_path)
+    result = measure(folder, form, rounds=1)
+    assert result.int8_layers == result.layers == 5
+    assert result.within_one == 1.0 and result.equal > 0.97 and result.elements == 50
+    assert {series.name for series in result.rounds.series} == {"tvmx", "onnxruntime"}
 
 
 def test_calibration_sees_other_samples_than_the_golden(built: Folder) -> None:

@@ -104,8 +104,8 @@ def explore_model(
             "--data",
             metavar="FILE.npz|FOLDER|MODULE:FUNCTION",
             help="Arrays `calibration`, `inputs` and optionally `labels`; a folder of images (one "
-            "subfolder a class, or flat); or a function that returns the arrays. Without it only "
-            "float, dense implementations are legal.",
+            "subfolder a class, or flat); or a function that returns the arrays. Without it layers "
+            "are computed as the model states them.",
         ),
     ] = None,
     preprocess: Preprocess = None,
