@@ -20,6 +20,8 @@ from tvmx.numerics import (
     dequantise,
     fma,
     layer_constants,
+    lookup_int8,
+    multiply_int8,
     quantise,
     quantise_weight,
     requantise,
@@ -215,6 +217,24 @@ def test_rescaled_sum_is_within_half_a_step(
         slack = 6 * FLOAT32 * (abs(left) + abs(right) + 2 * zeros_at + 256)
         exact = saturated(left + right + out.zero_point)
         assert abs(int(got) - exact) <= Fraction(1, 2) + slack
+
+
+@given(a=zero_points, b=zero_points, out=zero_points, shifts=st.tuples(*[st.integers(-6, 6)] * 3))
+def test_products_at_powers_of_two_round_half_to_even(
+    a: int, b: int, out: int, shifts: tuple[int, int, int]
+) -> None:
+    pa, pb, po = (QuantParams(2.0**s, z) for s, z in zip(shifts, (a, b, out), strict=True))
+    x, y = np.repeat(EVERY[::5], 52), np.tile(EVERY[::5], 52)
+    ratio = Fraction(2) ** (shifts[0] + shifts[1] - shifts[2])
+    exact = [round((int(p) - a) * (int(q) - b) * ratio) + out for p, q in zip(x, y, strict=True)]
+    got = multiply_int8(x, pa, y, pb, po)
+    np.testing.assert_array_equal(got, np.clip(exact, -128, 127))
+
+
+def test_tables_are_indexed_from_the_smallest_value() -> None:
+    table = np.roll(EVERY, 3)
+    np.testing.assert_array_equal(lookup_int8(EVERY, table), table)
+    assert lookup_int8(np.int8([[-128], [0]]), table).tolist() == [[table[0]], [table[128]]]
 
 
 def test_equal_parameters_add_as_integers() -> None:

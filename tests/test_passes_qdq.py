@@ -165,12 +165,38 @@ def test_float_operators_between_int8_layers() -> None:
     m = QdqModel()
     x = m.pair(m.input(1, 4, 9, 9), 0.03, 3)
     a = m.pair(m.conv(x, (8, 4, 3, 3)), 0.05)
-    s = m.pair(m.op("Sigmoid", a), 1 / 256, -128)
-    both = m.pair(m.op("Mul", a, s), 0.04, -60)
-    m.output(m.pair(m.conv(both, (8, 8, 1, 1)), 0.06))
+    s = m.pair(m.op("Softmax", a, axis=1), 1 / 256, -128)
+    m.output(m.pair(m.conv(s, (8, 8, 1, 1)), 0.06))
     m.output(m.op("Softmax", a, axis=1))
     network = compare(m.proto(), [0.06, 1 / 256], (1, 4, 9, 9))
     assert len(stated(network)) == 2
+
+
+@pytest.mark.parametrize("activation", [np.uint8, np.int8])
+def test_products_and_tables(activation: Any) -> None:
+    """Squeeze and excite by a sigmoid, hard-swish, leaky rectifier: all of it int8 kernels."""
+    m = QdqModel(activation)
+    x = m.pair(m.input(2, 4, 9, 9), 0.03, 3)
+    a = m.pair(m.conv(x, (20, 4, 3, 3)), 0.05, 5)
+    three, six = m._constant(np.float32(3)), m._constant(np.float32(1 / 6))
+    gate = m.op(
+        "Clip", m.op("Add", a, three), m._constant(np.float32(0)), m._constant(np.float32(6))
+    )
+    h = m.pair(m.op("Mul", m.op("Mul", a, gate), six), 0.04, -100)
+    s = m.pair(m.op("GlobalAveragePool", h), 0.02, -90)
+    s = m.pair(m.conv(s, (20, 20, 1, 1)), 0.04, 0)
+    s = m.pair(m.op("Sigmoid", s), 1 / 256, -128)
+    e = m.pair(m.op("Mul", h, s), 0.03, -100)
+    e = m.pair(m.conv(e, (6, 20, 1, 1)), 0.05, 1)
+    e = m.pair(m.op("LeakyRelu", e, alpha=0.1), 0.04, -80)
+    squared = m.pair(m.op("Mul", e, e), 0.05, -128)
+    m.output(m.pair(m.op("Tanh", squared), 1 / 128, 0))
+    network = compare(m.proto(), [1 / 128], (2, 4, 9, 9))
+    others = [(n.op, n.int8) for n in network.graph.nodes if n.layer is None]
+    assert others[1:] == [
+        ("table", True), ("mean", True), ("table", True), ("multiply", True), ("table", True),
+        ("table", True), ("table", True),
+    ]  # fmt: skip
 
 
 def test_values_read_in_float_as_well() -> None:

@@ -10,6 +10,7 @@ from tvmx.errors import CorruptModelError, ModelError
 from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._torch_archive import DTYPES, EXPORT_HINT, TorchArchive, damage
 from tvmx.frontends._torch_ops import DROPOUTS, NORMS, SHAPE_OPS, SUPPORTED, refusal
+from tvmx.frontends._torch_quantised import check_quantised, is_quantising
 from tvmx.ir import SourceNode
 
 _ATEN = "torch.ops.aten."
@@ -66,7 +67,7 @@ def source_of(node: dict[str, Any]) -> SourceNode:
     computed in a forward method by that module's path and the node: ``block1.add_2``.
     """
     name = node_name(node)
-    op = operator_name(node).removesuffix(".default").split(".")[0].rstrip("_")
+    op = operator_name(node).removeprefix("quantized_decomposed.").split(".")[0].rstrip("_")
     stack = str(node.get("metadata", {}).get("nn_module_stack", ""))
     _, path, kind = ["", "", *stack.split(";")[-1].split(",", 2)][-3:] if stack else ("", "", "")
     path = path if re.fullmatch(r"[\w.]+", path, re.ASCII) else ""
@@ -91,7 +92,8 @@ def check_operators(archive: TorchArchive) -> None:
 
     Raises:
         UnsupportedOpError: ``ops`` maps operators to the names of their nodes.
-        ModelError: exported in training mode, or from lower or higher precision than float32.
+        ModelError: exported in training mode, from lower or higher precision than float32, or
+            quantised in a way that cannot be imported.
         CorruptModelError: the description is not what torch writes.
     """
     with damage(archive.path):
@@ -100,13 +102,14 @@ def check_operators(archive: TorchArchive) -> None:
         for node in nodes:
             target = str(node["target"])
             op = operator_name(node)
-            if target == "_operator.getitem":
+            if target == "_operator.getitem" or is_quantising(node):
                 continue
             if not target.startswith(_ATEN) or op not in SUPPORTED:
                 ops.setdefault(op, []).append(_label(node))
         refuse_operators(archive.path, ops, refusal)
         _check_training(archive, nodes)
         _check_signature(archive)
+        check_quantised(archive, nodes)
 
 
 def _label(node: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tvmx._tvm import relax, tvm
@@ -12,12 +13,9 @@ from tvmx.errors import ModelError, TvmxError
 from tvmx.frontends._names import identifier
 from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._torch_ops import refusal
-from tvmx.frontends._torch_program import quiet, reason
+from tvmx.frontends._torch_program import Array, quiet, reason
 from tvmx.frontends._torch_rules import RULES
 from tvmx.ir import SourceNode, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 _ANCHORS = {"relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.matmul",
             "relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose"}  # fmt: skip
@@ -65,6 +63,8 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
         self._outputs = outputs
         self._path = path
         self._current: Any = None
+        self._fed: set[Any] = set()
+        self._known: dict[Any, torch.Tensor] = {}
         self.found: dict[str, SourceNode] = {}
 
     def run(self, core: torch.export.ExportedProgram) -> tuple[Any, tuple[TensorSpec, ...]]:
@@ -113,11 +113,18 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
     def _nodes(
         self, core: torch.export.ExportedProgram, nodes: list[Any], variables: dict[str, Any]
     ) -> list[Any]:
+        stored = _stored(core)
         for node in nodes:
             if node.op == "placeholder":
                 self.env[node] = variables[node.name]
+                if node.name in stored:
+                    self._known[node] = stored[node.name]
+                else:
+                    self._fed.add(node)
             elif node.op == "call_function":
                 self._current = node
+                if not self._fed.isdisjoint(node.all_input_nodes):
+                    self._fed.add(node)
                 self.env[node] = self.convert_map[node.target.__name__](node)
             elif node.op != "output":
                 raise ValueError(f"a {node.op} in the graph")
@@ -137,14 +144,24 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
 
     def _constants(self, core: torch.export.ExportedProgram) -> dict[str, Any]:
         """Parameters, buffers and constants by the name of the variable they are bound to."""
-        values = {}
-        for spec in core.graph_signature.input_specs:
-            if spec.kind.name != "USER_INPUT":
-                tensor = core.state_dict.get(str(spec.target))
-                tensor = core.constants[str(spec.target)] if tensor is None else tensor
-                array = tensor.detach().cpu().contiguous().numpy()
-                values[spec.arg.name] = tvm.runtime.tensor(array)
-        return values
+        return {
+            name: tvm.runtime.tensor(tensor.detach().cpu().contiguous().numpy())
+            for name, tensor in _stored(core).items()
+        }
+
+    def constant(self, node: Any) -> Array | None:
+        """What torch computes for a node that depends on no input of the network, else None."""
+        if node in self._fed:
+            return None
+        array: Array = self._tensor(node).detach().cpu().contiguous().numpy()
+        return array
+
+    def _tensor(self, node: Any) -> Any:
+        if node not in self._known:
+            args = torch.fx.map_arg((node.args, node.kwargs), self._tensor)
+            with torch.inference_mode():
+                self._known[node] = node.target(*args[0], **args[1])
+        return self._known[node]
 
     def _rule(self, node: Any) -> Any:
         name = node.target.__name__
@@ -192,6 +209,16 @@ class _NamingBuilder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._builder, name)
+
+
+def _stored(core: torch.export.ExportedProgram) -> dict[str, Any]:
+    """Parameters, buffers and constants by the name of their graph input."""
+    found = {}
+    for spec in core.graph_signature.input_specs:
+        if spec.kind.name != "USER_INPUT":
+            tensor = core.state_dict.get(str(spec.target))
+            found[spec.arg.name] = core.constants[str(spec.target)] if tensor is None else tensor
+    return found
 
 
 def _op(node: Any) -> str:

@@ -61,6 +61,14 @@ SHAPE_OPS = ("sym_size.int", "sym_stride.int", "sym_numel.default", "_assert_sca
              "sym_constrain_range.default", "sym_constrain_range_for_size.default")  # fmt: skip
 """Bookkeeping of dynamic shapes, without meaning once every size is known."""
 
+QUANTISE = frozenset(
+    f"quantized_decomposed.quantize_{kind}"
+    for kind in ("per_tensor.default", "per_tensor.tensor", "per_channel.default")
+)
+DEQUANTISE = frozenset(name.replace(".quantize_", ".dequantize_") for name in QUANTISE)
+"""What torch's PT2E flow says values are quantised by; anything dynamic is not among them."""
+
+_DYNAMIC = ("choose_qparams", "per_token")
 _QUANTISED = ("quantized_decomposed", "quantized", "torchao")
 _CONTROL = ("torch.cond", "torch.ops.higher_order")
 
@@ -68,6 +76,11 @@ _CONTROL = ("torch.cond", "torch.ops.higher_order")
 def refusal(ops: Iterable[str]) -> str:
     """What to do about unsupported operators."""
     names = list(ops)
+    if any(part in name for name in names for part in _DYNAMIC):
+        return (
+            "dynamic quantisation: calibrate for static scales (is_dynamic=False in the "
+            "quantiser's configuration), or give the float model"
+        )
     if any(name.startswith(_QUANTISED) for name in names):
         return "quantised models: give the float model, tvmx quantises layer by layer itself"
     if any(name.startswith(_CONTROL) for name in names):

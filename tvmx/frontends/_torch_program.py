@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from tvmx.errors import CorruptModelError
 from tvmx.frontends._torch_archive import TorchArchive
 from tvmx.frontends._torch_clean import clean_document, clean_payloads
+from tvmx.frontends._torch_quantised import is_quantising
 from tvmx.frontends._torch_shapes import Sizes
 from tvmx.ir import SourceNode
 
@@ -42,6 +44,9 @@ def load_program(
     import torch
 
     with quiet():
+        if any(map(is_quantising, archive.graph["nodes"])):
+            # Registers the operators.
+            importlib.import_module("torch.ao.quantization.fx._decomposed")
         try:
             return torch.export.load(data), sources
         except Exception as err:  # the reader's own errors have no common base

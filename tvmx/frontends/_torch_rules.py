@@ -9,7 +9,8 @@ None to leave the node to TVM. What cannot be said exactly is refused with Value
 * nearest resizing takes the pixel before, as torch does (TVM rounds to the closest centre),
 * negative indices count from the end (TVM's take reads before the tensor),
 * elu has a scale, which is how selu arrives (TVM overlooks it),
-* negative padding is refused.
+* negative padding is refused,
+* what PT2E quantises (:mod:`_torch_quantised_rules`; TVM knows none of it).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvmx._tvm import relax
+from tvmx.frontends._torch_quantised_rules import dequantise, quantise
 
 Rule = Callable[[Any, Any], Any]
 
@@ -148,8 +150,14 @@ RULES: dict[str, Rule] = {
     "amax.default": _amax,
     "avg_pool2d.default": _avg_pool,
     "constant_pad_nd.default": _pad,
+    "dequantize_per_channel.default": dequantise,
+    "dequantize_per_tensor.default": dequantise,
+    "dequantize_per_tensor.tensor": dequantise,
     "elu.default": _elu,
     "max_pool2d_with_indices.default": _max_pool,
+    "quantize_per_channel.default": quantise,
+    "quantize_per_tensor.default": quantise,
+    "quantize_per_tensor.tensor": quantise,
     "select.int": _select,
     "upsample_bilinear2d.vec": _resize,
     "upsample_nearest2d.vec": _resize,

@@ -9,8 +9,11 @@ from tvmx.numerics._operators import (
     avg_pool_int8,
     clip_int8,
     concat_int8,
+    lookup_int8,
     max_pool_int8,
     mean_int8,
+    multiply_int8,
+    product_factor,
 )
 from tvmx.numerics._prune import BlockRows, block_rows, prune
 from tvmx.numerics._quantise import (
@@ -29,9 +32,10 @@ from tvmx.numerics._quantise import (
 from tvmx.numerics._requantise import requantise
 
 __all__ = [
-    "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants", "LayerParams",
-    "Pool2d", "QuantParams", "Requantise", "StatedWeight", "add_int8", "avg_pool_int8",
-    "block_rows", "clip_int8", "clip_to", "concat_int8", "corrected", "dequantise", "fma",
-    "layer_constants", "max_pool_int8", "mean_int8", "prune", "quantise", "quantise_weight",
-    "requantise", "rescale", "rescale_add", "rescale_factor", "sum_factors",
+    "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants", "LayerParams", "Pool2d",
+    "QuantParams", "Requantise", "StatedWeight", "add_int8", "avg_pool_int8", "block_rows",
+    "clip_int8", "clip_to", "concat_int8", "corrected", "dequantise", "fma", "layer_constants",
+    "lookup_int8", "max_pool_int8", "mean_int8", "multiply_int8", "product_factor", "prune",
+    "quantise", "quantise_weight", "requantise", "rescale", "rescale_add", "rescale_factor",
+    "sum_factors",
 ]  # fmt: skip

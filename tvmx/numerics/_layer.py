@@ -26,7 +26,10 @@ class LayerParams:
 
 @dataclass(frozen=True)
 class StatedWeight:
-    """A quantised model's own weight: ``values`` s8 in [-127, 127], ``scales`` float32 (out,)."""
+    """A quantised model's own weight: ``values`` s8, ``scales`` float32 (out,).
+
+    The values lie in [-127, 127]; one of each output channel may be -128.
+    """
 
     values: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]

@@ -73,6 +73,34 @@ def add_int8(
     return clip_int8(rescale_add(a, a_params, b, b_params, out), low, high)
 
 
+def multiply_int8(
+    a: Array, a_params: QuantParams, b: Array, b_params: QuantParams, out: QuantParams
+) -> Int8:
+    """s8 x s8 -> s8: ``rint(clip(float32((a - za) * (b - zb)) * factor)) + zero point``.
+
+    The product is an exact integer; shapes broadcast. To the bit ONNX Runtime's QLinearMul.
+    """
+    first, second = (
+        np.asarray(x, np.int32) - p.zero_point for x, p in ((a, a_params), (b, b_params))
+    )
+    zero = out.zero_point
+    scaled = (first * second).astype(np.float32) * product_factor(a_params, b_params, out)
+    bounded = np.clip(scaled, np.float32(QMIN - zero), np.float32(QMAX - zero))
+    result: Int8 = (np.rint(bounded) + zero).astype(np.int8)
+    return result
+
+
+def product_factor(a: QuantParams, b: QuantParams, out: QuantParams) -> np.float32:
+    """The float32 factor from a product of steps to steps of the output."""
+    return np.float32(np.float32(a.scale) * np.float32(b.scale) / np.float32(out.scale))
+
+
+def lookup_int8(data: Array, table: Array) -> Int8:
+    """``table[q + 128]`` of every s8 value q; ``table`` is s8 (256,)."""
+    result: Int8 = np.asarray(table, np.int8)[np.asarray(data, np.int32) - QMIN]
+    return result
+
+
 def concat_int8(parts: Sequence[Array], params: Sequence[QuantParams], out: QuantParams) -> Int8:
     """Channels (axis 1) of all parts, each brought to ``out`` by :func:`tvmx.numerics.rescale`."""
     scaled = [rescale(part, p, out) for part, p in zip(parts, params, strict=True)]

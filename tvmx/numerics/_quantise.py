@@ -20,7 +20,10 @@ from tvmx.numerics._fma import fma
 
 QMIN, QMAX = -128, 127
 WEIGHT_MAX = 127
-"""Weights lie in [-127, 127]: two products with them still fit the int16 sums of smlal chains."""
+"""Weights lie in [-127, 127]: two products with them still fit the int16 sums of smlal chains.
+
+A weight that a model states may hold one -128 in each output channel: that fits as well.
+"""
 _SMALLEST_SCALE = 2.0**-96
 
 Float = npt.NDArray[np.float32]

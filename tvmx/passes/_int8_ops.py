@@ -17,6 +17,7 @@ from tvmx.numerics import (
     QMIN,
     Pool2d,
     QuantParams,
+    product_factor,
     rescale_factor,
     sum_factors,
 )
@@ -84,6 +85,27 @@ def add_te(
         return (rounded_even(bounded) - _int(how.shift)).astype("int8")
 
     return te.compute(a.shape, element, name="add")
+
+
+def multiply_te(a: Any, pa: QuantParams, b: Any, pb: QuantParams, out: QuantParams) -> Any:
+    """s8 x s8 -> s8: :func:`tvmx.numerics.multiply_int8`. Image axes of size 1 broadcast."""
+    shape = [x if int(x) != 1 else y for x, y in zip(a.shape, b.shape, strict=True)]
+    factor = _float(float(product_factor(pa, pb, out)))
+
+    def at(q: Any, i: Sequence[Any], params: QuantParams) -> Any:
+        place = [0 if int(size) == 1 else axis for size, axis in zip(q.shape, i, strict=True)]
+        return q[tuple(place)].astype("int32") - _int(params.zero_point)
+
+    def element(*i: Any) -> Any:
+        product = (at(a, i, pa) * at(b, i, pb)).astype("float32")
+        return _moved(product * factor, out.zero_point)
+
+    return te.compute(shape, element, name="multiply")
+
+
+def table_te(x: Any, table: Any) -> Any:
+    """``table[q + 128]``: :func:`tvmx.numerics.lookup_int8`. ``table`` is s8 (256,)."""
+    return te.compute(x.shape, lambda *i: table[x[i].astype("int32") - _int(QMIN)], name="table")
 
 
 def concat_te(

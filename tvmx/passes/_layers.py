@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tvmx.ir import Model
 
 Array = npt.NDArray[np.float32]
+_ELEMENTWISE = frozenset({"add", "multiply", "clip", "table"})
 _ANY_SCALE = frozenset({"max_pool", "reshape"})  # the same in float and int8, to the bit
 
 
@@ -190,7 +191,8 @@ class _Assembly:
         """One that the model states in int8."""
         q = self._bindings[group.members[-1]].var
         operands = tuple(self._number(v) for v in group.reads)
-        kind = "follow" if group.operator.kind == "clip" else classify(group.binding)
+        follows = group.operator.kind in _ELEMENTWISE
+        kind = "follow" if follows else classify(group.binding)
         node = Node(kind, operands, self._number(self._qdq.canonical[q]), group.operator.kind,
                     int8=True)  # fmt: skip
         self._put(node, OpStep(group.binding, operator=group.operator))

@@ -187,12 +187,18 @@ class _Lowering:
         out = self.params[node.output]
         if operator.kind == "reshape":
             return self.bb.emit(relax.op.reshape(operands[0], graph.shapes[node.output]))
+        if operator.chain is not None:
+            operands = [operands[0], relax.const(operator.chain.table(params[0], out))]
 
         def compute(*x: Any) -> Any:
             match operator.kind:
                 case "add":
                     low, high = clip_to(operator.low, operator.high, out)
                     return int8.add_te(x[0], params[0], x[1], params[1], out, low, high)
+                case "multiply":
+                    return int8.multiply_te(x[0], params[0], x[1], params[1], out)
+                case "table":
+                    return int8.table_te(x[0], x[1])
                 case "concat":
                     return int8.concat_te(x, params, out, form)
                 case "clip":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,11 @@ from tvmx._tvm import relax
 from tvmx.numerics import Pool2d
 from tvmx.passes._dataflow import dtype_of, op_name, shape_of
 from tvmx.passes._layout_rules import global_mean
+from tvmx.passes._table import ALONE, Chain, is_elementwise
 
-Kind = Literal["add", "concat", "max_pool", "avg_pool", "mean", "clip", "reshape"]
+Kind = Literal[
+    "add", "multiply", "concat", "max_pool", "avg_pool", "mean", "clip", "reshape", "table"
+]
 TIED = frozenset({"max_pool", "avg_pool", "mean", "clip", "reshape"})
 """Kinds whose int8 output keeps the scale and zero point of their input."""
 
@@ -26,14 +29,16 @@ class Operator:
     """An operator on its node's inputs, in order.
 
     ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound), and for an
-    ``add`` that a clip follows. ``add`` and ``concat`` (of channels) have at least two inputs,
-    all others one.
+    ``add`` that a clip follows. ``add``, ``multiply`` and ``concat`` (of channels) have at least
+    two inputs, all others one; a ``multiply`` may broadcast (n, c, 1, 1). ``chain`` is what a
+    ``table`` holds the values of.
     """
 
     kind: Kind
     pool: Pool2d | None = None
     low: float | None = None
     high: float | None = None
+    chain: Chain | None = field(default=None, compare=False)
 
     @property
     def tied(self) -> bool:
@@ -53,6 +58,10 @@ def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
     if name == "relax.add":
         same = len(reads) == 2 and all(shape_of(a) == out for a in call.args)
         return Operator("add") if same and len(out) in (2, 4) else None
+    if name == "relax.multiply":
+        wide = [out, (*out[:2], 1, 1)]
+        fits = len(reads) == 2 and all(shape_of(a) in wide for a in call.args)
+        return Operator("multiply") if fits and len(out) in (2, 4) else None
     if len(reads) != 1 or not call.args[0].same_as(reads[0]):
         return None
     if name in _RESHAPES and shape[:1] == out[:1] and {len(shape), len(out)} <= {2, 4}:
@@ -63,6 +72,8 @@ def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
         return Operator("mean")
     if name == "relax.nn.adaptive_avg_pool2d" and out[2:] == (1, 1):
         return Operator("mean")
+    if name in ALONE and len(out) in (2, 4) and is_elementwise(call, out):
+        return Operator("table", chain=Chain(reads[0], ((binding.var, call),)))
     bounds = clip_bounds(call) if len(shape) in (2, 4) and shape == out else None
     return None if bounds is None else Operator("clip", low=bounds[0], high=bounds[1])
 

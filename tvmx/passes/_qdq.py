@@ -19,9 +19,10 @@ from tvmx._tvm import relax
 from tvmx.numerics import WEIGHT_MAX, QuantParams, StatedWeight
 from tvmx.passes._dataflow import array_of, dtype_of, op_name, variables
 from tvmx.passes._operator import Operator, clip_bounds, operator_of
+from tvmx.passes._table import chain_of
 
 _SHIFT = {"int8": 0, "uint8": 128}
-_OWN_SCALE = frozenset({"add", "concat", "mean", "avg_pool", "clip"})
+_OWN_SCALE = frozenset({"add", "multiply", "concat", "mean", "avg_pool", "clip", "table"})
 """Kinds whose int8 kernels write any scale; the others are exact within one."""
 
 
@@ -115,7 +116,9 @@ class Qdq:
     def stated_weight(self, expr: Any, axis: int) -> StatedWeight | None:
         """A quantised weight in s8, output channels (``axis``) first; None if it has no such form.
 
-        Zero points must vanish: after them the weight lies in [-127, 127].
+        Zero points must vanish: after them the weight lies in [-127, 127], but for one -128 in
+        each output channel (torch's symmetric observers give the largest weight 127.5 steps):
+        128 * 128 + 128 * 127 fits the int16 sums of two products as well.
         """
         call = self._weights.get(expr) if isinstance(expr, relax.Var) else None
         if call is None:
@@ -129,13 +132,14 @@ class Qdq:
         along = [1] * values.ndim
         along[axis] = -1
         shifted = values.astype(np.int32) - zero.astype(np.int32).reshape(along)
-        if np.abs(shifted).max(initial=0) > WEIGHT_MAX:
+        first = np.moveaxis(shifted, axis, 0)
+        lowest = first.reshape(channels, -1) == -WEIGHT_MAX - 1
+        if (np.abs(shifted) > WEIGHT_MAX).sum() != lowest.sum() or lowest.sum(axis=1).max() > 1:
             return None
         scales = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (channels,)))
         if not (np.isfinite(scales) & (scales > 0)).all():
             return None
-        first = np.moveaxis(shifted, axis, 0).astype(np.int8)
-        return StatedWeight(np.ascontiguousarray(first), scales)
+        return StatedWeight(np.ascontiguousarray(first.astype(np.int8)), scales)
 
     def operators(self, uses: Counter[Any], taken: set[int]) -> Iterator[OperatorGroup]:
         """Every operator between layers that int8 takes the place of. ``taken`` are layers'."""
@@ -145,11 +149,11 @@ class Qdq:
             if q not in self.params or index in taken:
                 continue
             data = binding.value.args[0]
-            group = self._operator(data, index_of, uses)
-            if group is None or not all(self.stated(v) for v in group.reads):
+            made = (self._operator(data, index_of, uses), self._table(data, index_of, uses))
+            fitting = [g for g in made if g and all(self.stated(v) for v in g.reads)]
+            if not fitting or set(fitting[0].members) & taken:
                 continue
-            if set(group.members) & taken:
-                continue
+            group = fitting[0]
             sources = [self.params[self.quantised[v]] for v in group.reads]
             if group.operator.kind in _OWN_SCALE or sources == [self.params[q]]:
                 yield replace(group, members=(*group.members, index))
@@ -177,6 +181,17 @@ class Qdq:
         reads = tuple(dict.fromkeys(variables(binding.value)))
         operator = operator_of(binding, reads)
         return None if operator is None else OperatorGroup(operator, binding, reads, (index,))
+
+    def _table(
+        self, data: Any, index_of: dict[Any, int], uses: Counter[Any]
+    ) -> OperatorGroup | None:
+        """Element-wise operators between one stated value and ``data``."""
+        chain = chain_of(data, self._values, uses, self.stated)
+        if chain is None:
+            return None
+        members = tuple(index_of[var] for var, _ in chain.calls)
+        operator = Operator("table", chain=chain)
+        return OperatorGroup(operator, self._bindings[members[-1]], (chain.source,), members)
 
 
 def dequantised(call: Any) -> npt.NDArray[np.float32]:

@@ -36,8 +36,10 @@ from tvmx.numerics import (
     corrected,
     dequantise,
     layer_constants,
+    lookup_int8,
     max_pool_int8,
     mean_int8,
+    multiply_int8,
     prune,
     quantise,
     requantise,
@@ -177,6 +179,11 @@ class Simulator:
             case "add":
                 low, high = clip_to(operator.low, operator.high, out)
                 result = add_int8(x[0], params[0], x[1], params[1], out, low, high)
+            case "multiply":
+                result = multiply_int8(x[0], params[0], x[1], params[1], out)
+            case "table":
+                assert operator.chain is not None
+                result = lookup_int8(x[0], operator.chain.table(params[0], out))
             case "concat":
                 result = concat_int8(x, params, out)
             case "clip":
