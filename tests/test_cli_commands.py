@@ -65,7 +65,8 @@ def test_targets_are_listed_and_shown() -> None:
     data = document(invoke("targets", "--json"))["targets"]
     names = {target["name"] for target in data}
     wanted = {
-        "rpi3b+", "rpi4", "rpi5", "jetson-nano", "rk3399", "odroid-c4", "aarch64", "host",
+        "rpi3b+", "rpi4", "rpi5", "jetson-nano", "rk3399", "odroid-c4", "orion-o6",
+        "aarch64", "host",
     }  # fmt: skip
     assert wanted <= names
     one = document(invoke("targets", "show", "rk3399", "--json"))

@@ -262,6 +262,7 @@ def test_boards_are_known_by_their_model() -> None:
         "Raspberry Pi 3 Model B Plus Rev 1.3": "rpi3b+",
         "NVIDIA Jetson Nano Developer Kit": "jetson-nano",
         "Hardkernel ODROID-C4": "odroid-c4",
+        "Radxa Orion O6": "orion-o6",
     }
     for model, name in models.items():
         found = target_of_model(model)

@@ -249,7 +249,7 @@ def test_a_root_of_ones_own_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
         _guest.find_guest()
 
 
-@pytest.mark.parametrize("name", ["rpi4", "rpi5", "rpi3b+", "odroid-c4", "jetson-nano"])
+@pytest.mark.parametrize("name", ["rpi4", "rpi5", "rpi3b+", "odroid-c4", "jetson-nano", "orion-o6"])
 def test_a_board_shows_its_core(name: str) -> None:
     """Read back as tvmx reads a real board's files."""
     target = load_target(name)
@@ -259,7 +259,9 @@ def test_a_board_shows_its_core(name: str) -> None:
     midr = int(files["sys/devices/system/cpu/cpu0/regs/identification/midr_el1"], 0)
     assert midr >> 24 == 0x41
     assert midr >> 4 & 0xFFF == int(processor["CPU part"], 0)
-    assert ("asimddp" in processor["Features"].split()) == ("+dotprod" in target.features)
+    features = processor["Features"].split()
+    assert ("asimddp" in features) == ("+dotprod" in target.features)
+    assert ("i8mm" in features) == ("+i8mm" in target.features)
 
 
 @pytest.mark.parametrize(

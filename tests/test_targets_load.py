@@ -15,7 +15,7 @@ from tvmx.targets import _loader as loader
 BOARDS = {
     "rpi3b+": "cortex-a53", "rpi4": "cortex-a72", "rpi5": "cortex-a76",
     "jetson-nano": "cortex-a57", "rk3399": "cortex-a72", "odroid-c4": "cortex-a55",
-    "aarch64": "generic",
+    "orion-o6": "cortex-a720", "aarch64": "generic",
 }  # fmt: skip
 
 
@@ -39,9 +39,10 @@ def test_built_in_boards(name: str) -> None:
     assert target.triple == "aarch64-linux-gnu"
     assert (target.lanes(), target.vector_registers) == (4, 32)
     assert target.sources
-    dot = {"cortex-a55", "cortex-a76"}
+    dot = {"cortex-a55", "cortex-a76", "cortex-a720"}
     assert ("+dotprod" in target.features) == (target.big.core in dot)
     assert ("+fullfp16" in target.features) == (target.big.core in dot)
+    assert ("+i8mm" in target.features) == (target.big.core == "cortex-a720")
     clocks = [c.clock_mhz for c in target.clusters]
     assert clocks == sorted(clocks, reverse=True)
 

@@ -19,6 +19,7 @@ SMLAL = DotForm("smlal", 4, 4)
     [
         ("rpi3b+", "smlal"), ("rpi4", "smlal"), ("jetson-nano", "smlal"), ("rk3399", "smlal"),
         ("aarch64", "smlal"), ("rpi5", "sdot"), ("odroid-c4", "sdot"),
+        ("orion-o6", "sdot"),
     ],
 )  # fmt: skip
 def test_form_of_the_boards(name: str, form: str) -> None:

@@ -49,8 +49,8 @@ def test_builtin_templates(builtin: Registry) -> None:
     names = {e.name for e in builtin.entries()}
     assert names == {
         "conv1x1_bsr", "conv1x1_bsr_nchw", "conv2d_direct", "conv2d_im2col", "conv2d_int8",
-        "conv2d_winograd", "dense_bsr", "dense_int8", "dense_packed", "depthwise_int8",
-        "depthwise_nchwc", "depthwise_vnni",
+        "conv2d_smmla", "conv2d_winograd", "dense_bsr", "dense_int8", "dense_packed",
+        "dense_smmla", "depthwise_int8", "depthwise_nchwc", "depthwise_vnni",
     }  # fmt: skip
     for entry in builtin.entries():
         assert entry.origin == "built-in"

@@ -86,7 +86,7 @@ class _Kind:
     memory_factor: float
 
 
-# QEMU 7.2 has no Cortex-A55, A73, A75, A77, A78, A510 and A710: the emulated core is then "max".
+# QEMU 7.2 has no Cortex-A55, A73, A75, A77, A78, A510, A710, A720: the emulated core is then "max".
 # LLVM times A57, A72 and A76 by one table; its Neoverse-N1 is the A76's own pipeline.
 _KINDS = {
     "cortex-a35": _Kind("cortex-a35", "cortex-a35", 4, 8, 0.3),
@@ -102,6 +102,7 @@ _KINDS = {
     "neoverse-n1": _Kind("neoverse-n1", "neoverse-n1", 4, 8, 0.7),
     "cortex-a510": _Kind("max", "cortex-a510", 4, 8, 0.3),
     "cortex-a710": _Kind("max", "cortex-a710", 4, 8, 0.7),
+    "cortex-a720": _Kind("max", "cortex-a720", 4, 8, 0.7),
 }
 _GENERIC = "cortex-a53"  # the least a target of unnamed Armv8-A cores may have
 _ATTRS = ("+all",)  # what a core lacks never runs: QEMU refuses it

@@ -31,9 +31,9 @@ ARM_PARTS = {
     0xD08: "cortex-a72", 0xD09: "cortex-a73", 0xD0A: "cortex-a75", 0xD0B: "cortex-a76",
     0xD0C: "neoverse-n1", 0xD0D: "cortex-a77", 0xD40: "neoverse-v1", 0xD41: "cortex-a78",
     0xD44: "cortex-x1", 0xD46: "cortex-a510", 0xD47: "cortex-a710", 0xD48: "cortex-x2",
-    0xD49: "neoverse-n2", 0xD4F: "neoverse-v2",
+    0xD49: "neoverse-n2", 0xD4F: "neoverse-v2", 0xD80: "cortex-a520", 0xD81: "cortex-a720",
 }  # fmt: skip
-_IN_ORDER = {"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510"}
+_IN_ORDER = {"cortex-a35", "cortex-a53", "cortex-a55", "cortex-a510", "cortex-a520"}
 _ARM_IMPLEMENTER = 0x41
 _MIB = 1 << 20
 

@@ -42,6 +42,18 @@ from tvmx.templates._intrinsics import (
     spread_lane,
 )
 from tvmx.templates._loading import fingerprint_of, load_template, load_templates
+from tvmx.templates._mmla import (
+    DEPTH,
+    half_pairs,
+    has_mmla,
+    in_squares,
+    interleave,
+    pack_mmla_weight,
+    permuted,
+    pixel_of,
+    requantised_bytes,
+    smmla,
+)
 from tvmx.templates._packing import (
     pack_conv_weight,
     pack_depthwise_weight,
@@ -62,6 +74,7 @@ from tvmx.templates._tiles import (
 from tvmx.templates._winograd import Winograd
 
 __all__ = [
+    "DEPTH",
     "ENTRY_POINT_GROUP",
     "PARAMS",
     "Accumulators",
@@ -98,8 +111,12 @@ __all__ = [
     "float_form",
     "for_kept_blocks",
     "fused",
+    "half_pairs",
+    "has_mmla",
+    "in_squares",
     "index_dtype",
     "int8_arguments",
+    "interleave",
     "is_x86",
     "kernel_arguments",
     "line_cycles",
@@ -114,16 +131,21 @@ __all__ = [
     "pack_depthwise_weight",
     "pack_dot_weight",
     "pack_matrix",
+    "pack_mmla_weight",
     "pack_vector",
     "pad_axis",
+    "permuted",
+    "pixel_of",
     "reference",
     "refuse_pointwise",
     "refuse_sparsity",
     "repeat",
     "requantised",
+    "requantised_bytes",
     "requantised_int32",
     "rounded_even",
     "runs",
+    "smmla",
     "sparsity_levels",
     "spread",
     "spread_lane",

@@ -152,25 +152,24 @@ class Registry:
     ) -> list[tuple[TemplateEntry, Implementation]]:
         """Every way to compute a layer: as the model states it first (the baseline's at the head).
 
-        A float layer then has int8 ones, then block-sparse ones, each by (priority, name); one
+        A float layer then has int8 ones, then block-sparse ones, each by (preference, name); one
         that the model states in int8 has no others. ``exact`` leaves out what changes the
         layer's numbers.
         """
         found = [(e, e.stated(workload, target)) for e in self.legal(workload, target)]
         if exact or workload.dtype != "float32":
             return found
-        others = sorted(
-            (e for e in self._entries.values() if e.op == workload.op),
-            key=lambda e: (e.template.sparse, e.template.priority, e.name),
-        )
-        for entry in others:
-            found += [
-                (entry, entry.implementation(variant, target))
-                for variant in variants(entry.template, workload, target)
-                if not _exact(entry.template, workload)
-                and entry.template.supports(variant, target) is None
-            ]
-        return found
+        others = [
+            (entry, variant)
+            for entry in self._entries.values()
+            if entry.op == workload.op and not _exact(entry.template, workload)
+            for variant in variants(entry.template, workload, target)
+            if entry.template.supports(variant, target) is None
+        ]
+        others.sort(key=lambda o: (
+            o[0].template.sparse, o[0].template.preference(o[1], target), o[0].name,
+        ))  # fmt: skip
+        return found + [(entry, entry.implementation(v, target)) for entry, v in others]
 
     def default(self, workload: Any, target: Target) -> TemplateEntry | None:
         """The baseline's template for a workload; None when no template supports it."""
