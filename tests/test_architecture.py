@@ -29,6 +29,7 @@ TESTING_MAY_IMPORT = {
     "_tvm",
     "templates",
     "frontends",
+    "build",
     "measure",
     "doctor",
 }

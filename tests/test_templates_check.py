@@ -69,13 +69,29 @@ def test_a_right_template_passes_and_is_timed(tmp_path: Path) -> None:
     assert result.passed, [c for c in result.checks if not c.passed]
     assert {c.check for c in result.checks} == {
         "supports", "layouts", "space", "illegal config", "purity", "correctness",
-        "in place",
+        "in place", "description",
     }  # fmt: skip
+    (described,) = (c.detail for c in result.checks if c.check == "description")
+    assert described.endswith("loop nests described: the tuner ranks configs by them")
     assert result.performance
     for figure in result.performance:
         assert figure.gflops > 0
         assert figure.peak_share == pytest.approx(figure.gflops / result.peak_gflops, rel=0.02)
     assert result.model_dump(mode="json")["passed"] is True
+
+
+def test_what_the_tuner_cannot_rank_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ValueError("a loop nest of another kind\nand more")
+
+    monkeypatch.setattr("tvmx.build._nest_features.nest_features", refuse)
+    result = check_template_file(write(tmp_path))
+    (told,) = (c for c in result.checks if c.check == "description")
+    assert told.passed and result.passed
+    assert "cannot be described, so the tuner does not rank their configs" in told.detail
+    assert told.detail.endswith("ValueError: a loop nest of another kind")
 
 
 @pytest.mark.parametrize(

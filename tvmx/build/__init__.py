@@ -13,6 +13,7 @@ from tvmx.build._link import LINKER_ENV, Linker, fcompile, find_linker, host_arc
 from tvmx.build._pool import BuildPool
 
 if TYPE_CHECKING:
+    from tvmx.build._nest_features import nest_features
     from tvmx.build._network import NetworkBuild, build_network
 
 __all__ = [
@@ -31,11 +32,16 @@ __all__ = [
     "find_linker",
     "host_arch",
     "link",
+    "nest_features",
     "read_elf",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nest_features":
+        from tvmx.build._nest_features import nest_features
+
+        return nest_features
     if name in ("NetworkBuild", "build_network"):
         from tvmx.build import _network
 

@@ -174,6 +174,32 @@ def check_in_place(
     return f"{count} kernels may add to the residual in place"
 
 
+def check_description(
+    template: ScheduleTemplate, workloads: Sequence[AnyWorkload], target: Target
+) -> str:
+    """Tells whether the tuner can rank configs by their loop nests, and passes where not.
+
+    What cannot be described is still built, measured and chosen, but in no order that is learnt.
+    """
+    from tvmx.build import nest_features
+
+    undescribed: dict[str, str] = {}
+    for workload in workloads:
+        config = template.space(workload, target).default
+        func = template.build(workload, config, target).func
+        try:
+            nest_features(func, workload.macs, workload.dtype, target)
+        except Exception as err:  # whatever stands in the loop nest that is not understood
+            undescribed[workload.describe()] = f"{type(err).__name__}: {err}".splitlines()[0]
+    if not undescribed:
+        return f"{len(workloads)} loop nests described: the tuner ranks configs by them"
+    where, why = next(iter(undescribed.items()))
+    return (
+        f"{len(undescribed)} of {len(workloads)} loop nests cannot be described, so the tuner does "
+        f"not rank their configs: {where}: {why[:200]}"
+    )
+
+
 def _evaluate(
     template: ScheduleTemplate, workload: AnyWorkload, target: Target, config: Config, where: str,
     in_place: bool = False,
@@ -194,4 +220,5 @@ CHECKS: dict[str, Check] = {
     "purity": check_purity,
     "correctness": check_correctness,
     "in place": check_in_place,
+    "description": check_description,
 }
