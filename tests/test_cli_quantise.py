@@ -17,11 +17,13 @@ from onnx import helper
 from typer.testing import CliRunner, Result
 
 from tests.test_explore_calibration import executed
+from tvmx.accuracy import DEFAULT_METRIC, load_data
 from tvmx.cli._main import app
 from tvmx.cli._preflight import check_run
 from tvmx.deploy import load_bundle
 from tvmx.errors import RunMismatchError
 from tvmx.explore import ExploreRequest, build_bundle
+from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
 from tvmx.explore._cut import curve_length, find_cut
 from tvmx.frontends import model_digest
@@ -318,6 +320,27 @@ def test_explore_has_no_int8_option_for_skipped_layers(folder: Path) -> None:
         kept = [o for o in free[name] if name not in ("bad", "fc") or o[0] != "int8"]
         assert bound[name] == kept
     assert any(sparsity != "dense" for _, sparsity in bound["fc"])
+
+
+def test_explore_corrects_biases_for_the_layers_that_are_int8(folder: Path) -> None:
+    """Not for all: corrections behind the ruined layer would ruin the plan without it."""
+    context = Context.open(folder / "net.onnx", {}, "host", [], exact=False)
+    request = ExploreRequest(
+        folder / "net.onnx", "host", folder / "run", data=folder / "data.npz",
+        bias_correction=True,
+    )  # fmt: skip
+    data = load_data(folder / "data.npz", context.model.inputs, 0)
+    legal = context.options()
+    found = Compression.prepare(context, data, DEFAULT_METRIC, request, legal)
+    int8 = {at: next(i for i in options if i.precision == "int8") for at, options in legal.items()}
+    bad = next(la.index for la in context.network.graph.layers if la.name == "bad")
+    spared = {at: i for at, i in int8.items() if at != bad}
+    assert found.joint(spared) <= 2 < 20 < found.joint(int8)
+    of_all = found.simulator.corrections
+    mine = found.correcting(spared).simulator.corrections
+    assert set(mine) == set(spared) and set(of_all) == set(int8)
+    assert not np.allclose(mine[bad + 1], of_all[bad + 1], atol=1e-3)
+    assert found.correcting(int8) is found
 
 
 def test_explore_takes_skip_lists(folder: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tvmx.accuracy import (
@@ -32,9 +33,12 @@ from tvmx.targets import load_target
 if TYPE_CHECKING:
     from tvmx.explore._context import Context
 
+Array = npt.NDArray[Any]
+
 _FILE = "sensitivity.json"
 _PROBE = 32  # samples that tell how long simulating takes, and the fewest to judge plans on
 _JOINT_S = 4.0
+_CORRECTED = 32  # calibration samples that the biases of a plan's int8 layers are corrected on
 _FEWEST = 8  # samples, however short the time: whole plans are checked on all of them
 
 
@@ -53,6 +57,7 @@ class Compression:
     params: dict[int, QuantParams]
     drops: dict[str, float]
     _judged: Samples | None = None
+    _corrections: dict[frozenset[int], dict[int, Array]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -70,7 +75,26 @@ class Compression:
                     if i.precision == "int8" and not i.exact}  # fmt: skip
             found = correct_biases(simulator, data.calibration, specs, params, int8)
             simulator = Simulator(network, host, found)
-        return cls(context, data, metric, request, simulator, params, {})
+        known = {frozenset(simulator.corrections): simulator.corrections}
+        return cls(context, data, metric, request, simulator, params, {}, _corrections=known)
+
+    def correcting(self, chosen: Mapping[int, Implementation]) -> Compression:
+        """With biases corrected for the int8 layers among ``chosen``, where that is asked for.
+
+        Corrections that were found behind a layer int8 ruins make up for that, and would ruin the
+        network in which the layer is float.
+        """
+        int8 = {i: c for i, c in chosen.items() if c.precision == "int8" and not c.exact}
+        key = frozenset(int8)
+        if not self.request.bias_correction or key == frozenset(self.simulator.corrections):
+            return self
+        simulator = self.simulator
+        if key not in self._corrections:
+            self._corrections[key] = correct_biases(
+                simulator.with_corrections({}), self.data.calibration, _specs(self.context),
+                self.params, int8, most_samples=_CORRECTED,
+            )  # fmt: skip
+        return replace(self, simulator=simulator.with_corrections(self._corrections[key]))
 
     def describe(self) -> list[str]:
         """What was done to the layers before they were judged, for a result's notes."""
@@ -87,8 +111,11 @@ class Compression:
         """The plan with what its layers' constants depend on: nothing where all are as trained."""
         if plan.exact:
             return plan
-        kinds = {c.layer: c.implementation.precision for c in plan.choices}
-        layers, corrections = self.simulator.network.graph.layers, self.simulator.corrections
+        chosen = {c.layer: c.implementation for c in plan.choices}
+        kinds = {layer: implementation.precision for layer, implementation in chosen.items()}
+        layers = self.simulator.network.graph.layers
+        mine = {la.index: chosen[la.name] for la in layers if la.name in chosen}
+        corrections = self.correcting(mine).simulator.corrections
         return plan.model_copy(
             update={
                 "activations": activations_of(self.params) if "int8" in kinds.values() else (),
@@ -166,9 +193,8 @@ class Compression:
         return self._drop(self._judged, chosen)
 
     def _drop(self, samples: Samples, chosen: Mapping[int, Implementation]) -> float:
-        return joint_drop(
-            self.simulator, samples, _specs(self.context), self.metric, self.params, chosen
-        )
+        simulator, specs = self.correcting(chosen).simulator, _specs(self.context)
+        return joint_drop(simulator, samples, specs, self.metric, self.params, chosen)
 
 
 def _specs(context: Context) -> dict[str, TensorSpec]:

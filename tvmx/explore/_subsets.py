@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import Any
-
-import numpy.typing as npt
 
 from tvmx.accuracy import (
     Effect,
     Judge,
     Samples,
-    correct_biases,
     layer_effects,
     plan_effects,
     spread,
@@ -22,9 +17,6 @@ from tvmx.explore._compress import Compression
 from tvmx.ir import Implementation
 from tvmx.passes import Simulator
 
-Array = npt.NDArray[Any]
-
-_CORRECTED = 32  # calibration samples that the biases of a subset are corrected on
 _FEWEST = 16
 _PROBE_S = 0.5
 
@@ -32,16 +24,12 @@ _PROBE_S = 0.5
 class Subsets:
     """Any choice among the layers ``int8`` (layer index -> implementation) being int8.
 
-    Where the compression corrects biases, each subset gets corrections of its own: those found
-    behind a ruined layer would ruin the network in which that layer is float.
+    Where the compression corrects biases, each subset gets corrections of its own.
     """
 
     def __init__(self, compression: Compression, int8: Mapping[int, Implementation]) -> None:
         self._compression, self._int8 = compression, int8
         self._specs = {spec.name: spec for spec in compression.context.model.inputs}
-        self._corrections: dict[frozenset[int], dict[int, Array]] = {
-            frozenset(int8): compression.simulator.corrections
-        }
         self._last: Judge | None = None
 
     def alone(
@@ -61,17 +49,7 @@ class Subsets:
 
     def compression(self, layers: Collection[int]) -> Compression:
         """The compression with biases corrected for these layers."""
-        key, whole = frozenset(layers), self._compression
-        if not whole.request.bias_correction or key == frozenset(self._int8):
-            return whole
-        simulator = whole.simulator
-        if key not in self._corrections:
-            self._corrections[key] = correct_biases(
-                simulator, whole.data.calibration, self._specs, whole.params,
-                self._choices(layers), most_samples=_CORRECTED,
-            )  # fmt: skip
-        corrected = Simulator(simulator.network, simulator.host, self._corrections[key])
-        return replace(whole, simulator=corrected)
+        return self._compression.correcting(self._choices(layers))
 
     def affordable(self, samples: Samples, runs: float, seconds: float) -> Samples:
         """As many as ``runs`` runs of the int8 network take ``seconds`` on, but no fewer than 16.

@@ -82,6 +82,12 @@ class Simulator:
         self._machines: dict[int, Any] = {}
         self._constants: dict[Any, LayerConstants] = {}
 
+    def with_corrections(self, corrections: Mapping[int, Array]) -> Simulator:
+        """A simulator of the same network with other bias corrections."""
+        other = Simulator(self.network, self.host, corrections)
+        other._machines = self._machines
+        return other
+
     def run(self, inputs: Sequence[Array]) -> Values:
         """All values of the network as the model states it; ``inputs`` are (calls, *shape)."""
         values: Values = dict(zip(self._graph.inputs, inputs, strict=True))
@@ -142,7 +148,7 @@ class Simulator:
         """
         network, graph = equalised(self.network, plan.equalisation), self._graph
         planned = Simulator(network, self.host, corrections_of(plan, graph))
-        planned._machines = self._machines
+        planned._machines = self._machines  # equalisation changes layers only
         chosen = {la.index: plan.choice(la.name) for la in graph.layers}
         choices = {i: c.implementation for i, c in chosen.items() if c is not None}
         values = planned.run([np.asarray(x)[None] for x in inputs])
