@@ -51,7 +51,7 @@ from tvmx.templates import (
     load,
     pack_dot_weight,
     repeat,
-    requantised_int32,
+    requantised,
     runs,
     spread,
     spread_lane,
@@ -128,7 +128,7 @@ class Conv2dInt8(ScheduleTemplate):
             )
             return (pack_dot_weight(layer.weight, g.form, in_block), *constants)
 
-        return Kernel(func=_Emitter(workload, g, config).function(), pack=pack)
+        return Kernel(func=_Emitter(workload, g, config, target).function(), pack=pack)
 
 
 def _fits(target: Target, oc_tile: int, pixels: int, g: ConvGeometry[DotForm]) -> bool:
@@ -228,9 +228,11 @@ def _chunk(
 class _Emitter(DirectEmitter):
     """The int8 tile and what is around it."""
 
-    def __init__(self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config) -> None:
+    def __init__(
+        self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config, target: Target
+    ) -> None:
         super().__init__(w, g, config)
-        self.form = g.form
+        self.form, self.target = g.form, target
 
     def _arguments(self) -> None:
         w, g, v = self.w, self.g, self.v
@@ -383,14 +385,15 @@ class _Emitter(DirectEmitter):
                     pixel = (o * self.oh + i) * self.ow + j
                     totals = [self._total(sums, pixel + k) for k in range(count)]
                     lanes = count * v
-                    result = requantised_int32(
+                    result = requantised(
                         concat(totals, v) + repeat(bias, v, count),
                         repeat(multiplier, v, count),
                         self.params,
+                        self.target,
                         self._residual(at, lanes),
                         lanes,
                     )
-                    store(self.out, result.astype(f"int8x{lanes}"), at, lanes=lanes)
+                    store(self.out, result, at, lanes=lanes)
 
     def _total(self, sums: Any, slot: int) -> Any:
         v, parts = self.v, self.form.parts
@@ -400,4 +403,4 @@ class _Emitter(DirectEmitter):
     def _residual(self, at: Any, lanes: int) -> Any | None:
         if self.residual is None:
             return None
-        return load(self.residual, at, lanes=lanes).astype(f"int32x{lanes}")
+        return load(self.residual, at, lanes=lanes)

@@ -56,7 +56,7 @@ from tvmx.templates import (
     permuted,
     pixel_of,
     repeat,
-    requantised_bytes,
+    requantised,
     runs,
     smmla,
     spread,
@@ -134,7 +134,7 @@ class Conv2dSmmla(ScheduleTemplate):
             constants = epilogue_constants(layer, workload.epilogue, V)
             return (pack_mmla_weight(layer.weight), *constants)
 
-        func = _Emitter(workload, _geometry(workload), config).function()
+        func = _Emitter(workload, _geometry(workload), config, target).function()
         return Kernel(func=func, pack=pack)
 
 
@@ -289,8 +289,11 @@ class _Image(WordImage):
 class _Emitter(DirectEmitter):
     """The tile of pairs and what is around it."""
 
-    def __init__(self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config) -> None:
+    def __init__(
+        self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config, target: Target
+    ) -> None:
         super().__init__(w, g, config)
+        self.target = target
         pixels = [(i, j) for i in range(self.oh) for j in range(self.ow)]
         self.pairs = [pixels[i : i + 2] for i in range(0, len(pixels), 2)]
 
@@ -403,10 +406,11 @@ class _Emitter(DirectEmitter):
         else:
             order = in_squares(count)
             totals = [square for pair in squares for square in pair]
-        result = requantised_bytes(
+        result = requantised(
             concat(totals, V),
             permuted(repeat(multiplier, V, count), order),
             self.params,
+            self.target,
             self._residual(at, lanes, order),
             lanes,
         )

@@ -41,7 +41,7 @@ from tvmx.templates import (
     is_x86,
     load,
     pack_dot_weight,
-    requantised_int32,
+    requantised,
     spread,
     store,
 )
@@ -105,7 +105,7 @@ class DenseInt8(ScheduleTemplate):
             )
             return (_pack(layer.weight, form), bias, multiplier, params)
 
-        return Kernel(func=_Emitter(workload, form, config).function(), pack=pack)
+        return Kernel(func=_Emitter(workload, form, config, target).function(), pack=pack)
 
 
 def _words(w: DenseWorkload, form: DotForm) -> int:
@@ -165,8 +165,8 @@ def _pack(weight: npt.NDArray[Any], form: DotForm) -> npt.NDArray[np.int8]:
 class _Emitter:
     """Writes the kernel statement by statement."""
 
-    def __init__(self, w: DenseWorkload, form: DotForm, config: Config) -> None:
-        self.w, self.form, self.v = w, form, form.lanes
+    def __init__(self, w: DenseWorkload, form: DotForm, config: Config, target: Target) -> None:
+        self.w, self.form, self.v, self.target = w, form, form.lanes, target
         self.m, self.n, self.split = (config.int(k) for k in ("m_tile", "n_tile", "k_split"))
         self.words = _words(w, form)
         self.blocks = ceil_div(w.out_features, form.lanes)
@@ -296,13 +296,12 @@ class _Emitter:
             ]
             every += every[-1:] * (v - len(every)) if short else []
             residual = concat(every, 1) if short else every[0]
-            residual = residual.astype(f"int32x{v}")
         bias, multiplier = (load(b, channel, lanes=v) for b in (self.bias, self.multiplier))
-        result = requantised_int32(total + bias, multiplier, self.params, residual, v)
+        result = requantised(total + bias, multiplier, self.params, self.target, residual, v)
         if not short:
-            store(self.out, result.astype(f"int8x{v}"), at, lanes=v)
+            store(self.out, result, at, lanes=v)
             return
         whole = builder.Bind(result)
         for i in range(w.out_features):
             lane = tirx.Shuffle([whole], [tirx.const(i, "int32")])
-            store(self.out, lane.astype("int8"), at + i)
+            store(self.out, lane, at + i)

@@ -44,7 +44,7 @@ from tvmx.templates import (
     load,
     pack_mmla_weight,
     pixel_of,
-    requantised_bytes,
+    requantised,
     runs,
     smmla,
     store,
@@ -100,7 +100,7 @@ class DenseSmmla(ScheduleTemplate):
             bias, multiplier, params = epilogue_constants(layer, workload.epilogue, V)
             return (_pack(layer.weight, n_tile), bias, multiplier, params)
 
-        return Kernel(func=_Emitter(workload, config).function(), pack=pack)
+        return Kernel(func=_Emitter(workload, config, target).function(), pack=pack)
 
 
 def _ranked_tiles(w: DenseWorkload, target: Target) -> list[Tile]:
@@ -141,8 +141,8 @@ def _pack(weight: npt.NDArray[Any], n_tile: int) -> npt.NDArray[np.int8]:
 class _Emitter:
     """Writes the kernel statement by statement."""
 
-    def __init__(self, w: DenseWorkload, config: Config) -> None:
-        self.w = w
+    def __init__(self, w: DenseWorkload, config: Config, target: Target) -> None:
+        self.w, self.target = w, target
         self.p, self.n = (config.int(k) for k in ("p_tile", "n_tile"))
         self.pairs, self.steps = ceil_div(w.batch, 2), ceil_div(w.in_features, DEPTH)
         self.tiles = ceil_div(w.out_features, self.n * V)
@@ -251,10 +251,11 @@ class _Emitter:
                     at = builder.Bind(row * self.w.out_features + (channel + n * V))
                     totals = [self._total(sums, n + i, p, half) for i in range(count)]
                     lanes = count * V
-                    result = requantised_bytes(
+                    result = requantised(
                         concat(totals, V),
                         load(self.multiplier, channel + n * V, lanes=lanes),
                         self.params,
+                        self.target,
                         None if self.residual is None else load(self.residual, at, lanes=lanes),
                         lanes,
                     )

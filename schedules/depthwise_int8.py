@@ -92,7 +92,7 @@ class DepthwiseInt8(ScheduleTemplate):
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
         v, pixels = target.lanes("float32"), _pixels(target)
-        func = _schedule(_compute(workload, v, pixels, config), workload, config)
+        func = _schedule(_compute(workload, target, config), workload, config)
 
         def pack(layer: LayerConstants) -> tuple[Constant, ...]:
             constants = epilogue_constants(layer, workload.epilogue, v)
@@ -133,8 +133,9 @@ def _pack_weight(weight: Constant, v: int, pixels: int) -> Constant:
     return np.repeat(packed[:, :, None], pixels, axis=2)
 
 
-def _compute(w: Conv2dWorkload, v: int, pixels: int, config: Config) -> Any:
+def _compute(w: Conv2dWorkload, target: Target, config: Config) -> Any:
     """The convolution over whole tiles, and the output cut out of it, as a PrimFunc."""
+    v, pixels = target.lanes("float32"), _pixels(target)
     (kh, kw), (sh, sw), (dh, dw) = w.kernel, w.strides, w.dilation
     top, left = w.padding[:2]
     blocks, taps, ow_tile = ceil_div(w.in_channels, v), kh * kw, config.int("ow_tile")
@@ -174,8 +175,8 @@ def _compute(w: Conv2dWorkload, v: int, pixels: int, config: Config) -> Any:
     out = te.compute(
         shape,
         lambda n, c, y, x, i: requantised(
-            conv[n, c, y, x // pixels, x % pixels, i], bias[c, i], multiplier[c, i], params,
-            residual[n, c, y, x, i] if w.epilogue.residual else None,
+            conv[n, c, y, x // pixels, x % pixels, i] + bias[c, i], multiplier[c, i], params,
+            target, residual[n, c, y, x, i] if w.epilogue.residual else None,
         ),
         name="out",
     )  # fmt: skip

@@ -31,10 +31,14 @@ WORKLOADS: dict[str, Conv2dWorkload | DenseWorkload] = {
         batch=1, in_features=512, out_features=100, epilogue=RELU, dtype="int8"
     ),
 }  # fmt: skip
+DEPTHWISE = Conv2dWorkload(
+    batch=1, in_channels=64, height=28, width=28, out_channels=64, kernel=(3, 3), groups=64,
+    padding=(1, 1, 1, 1), epilogue=RELU, dtype="int8",
+)  # fmt: skip
 
 
 def template_for(workload: Conv2dWorkload | DenseWorkload) -> ScheduleTemplate:
-    name = f"{workload.op}_int8"
+    name = "depthwise_int8" if workload == DEPTHWISE else f"{workload.op}_int8"
     return load_template(name, schedules_dir() / f"{name}.py")
 
 
@@ -80,6 +84,17 @@ def test_words_of_neighbouring_pixels_are_operands_by_element(board: str) -> Non
         body = "\n".join(inner_loop(assembly(WORKLOADS[name], load_target(board)), "sdot"))
         by_element = len(re.findall(r"sdot\s+v\d+\.4s, v\d+\.16b, v\d+\.4b\[\d\]", body))
         assert by_element == count("sdot", body) >= 14
+
+
+@pytest.mark.parametrize("board", ["rpi4", "rpi5"])
+@pytest.mark.parametrize("name", ["3x3", "1x1", "depthwise"])
+def test_requantisation_on_arm_is_bounds_and_an_addition(name: str, board: str) -> None:
+    text = assembly(WORKLOADS.get(name, DEPTHWISE), load_target(board))
+    vector = r"\s+v\d+\.4s"
+    assert count(f"fminnm{vector},", text) == count(f"fmaxnm{vector},", text) >= 7
+    assert count(f"fadd{vector},", text) >= 7
+    for slow in ("fcmgt", "bif", "bit", "frintx", "fcvtzs", "fcvtns"):
+        assert count(f"{slow}{vector},", text) == 0, slow
 
 
 @pytest.mark.parametrize("name", ["3x3", "1x1", "first"])

@@ -24,21 +24,15 @@ from tvmx._resources import schedules_dir
 from tvmx.build import SYMBOL, BuildPool, KernelBuild
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, to_physical
 from tvmx.measure import KernelJob, TimingPolicy
-from tvmx.numerics import LayerConstants, Requantise, requantise
 from tvmx.targets import Target, load_target
 from tvmx.templates import (
-    PARAMS,
     Registry,
     ScheduleTemplate,
-    epilogue_constants,
     in_squares,
     load_template,
     make_operands,
     pack_mmla_weight,
-    requantised_bytes,
-    store,
 )
-from tvmx.templates import load as read
 from tvmx.testing.templates import TemplateTestCase, evaluate_template
 
 EVERYTHING = Epilogue(bias=True, residual=True, clip_min=0.0, clip_max=6.0)
@@ -184,42 +178,6 @@ def kernel_job(workload: Workload, target: Target, library: Path) -> KernelJob:
         out_dtype=str(expected.dtype), expected=expected, layout=written,
         channels=workload.out_shape[1], label=workload.describe(),
     )  # fmt: skip
-
-
-def test_rounding_is_half_to_even_on_both_sides_of_the_zero_point() -> None:
-    accumulators = np.arange(-640, 640, dtype=np.int32)
-    multiplier = np.full(4, 0.5, np.float32)
-    for zero in (-3, 0, 4):
-        how = Requantise(
-            multiplier=multiplier, low=-100, high=127, out_zero_point=zero, data_zero_point=0
-        )
-        bias = np.zeros(4, np.int32)
-        layer = LayerConstants(weight=np.zeros((4, 1), np.int8), bias=bias, requantise=how)
-        params = epilogue_constants(layer, RELU, 4)[2]
-        got = np.full(len(accumulators), 0x5B, np.int8)
-        requantising_kernel(len(accumulators))(
-            *map(_tvm.tvm.runtime.tensor, (accumulators, params)),
-            out := _tvm.tvm.runtime.tensor(got),
-        )
-        expected = requantise(accumulators.reshape(-1, 4, 1, 1), how)
-        assert np.array_equal(out.numpy(), expected.reshape(-1))
-
-
-def requantising_kernel(size: int) -> Any:
-    """``requantised_bytes`` of every element, with the multiplier 0.5."""
-    builder, tirx = _tvm.builder, _tvm.tirx
-    with _tvm.IRBuilder() as ir, builder.prim_func(s_tir=True):
-        builder.func_name("kernel")
-        builder.func_attr({"tirx.is_scheduled": True, "global_symbol": "kernel"})
-        sums = builder.arg("sums", builder.buffer((size,), "int32"))
-        params = builder.arg("params", builder.buffer((PARAMS,), "float32"))
-        out = builder.arg("out", builder.buffer((size,), "int8"))
-        with builder.serial(0, size // 16) as i:
-            half = tirx.Broadcast(tirx.const(0.5, "float32"), 16)
-            found = requantised_bytes(read(sums, i * 16, lanes=16), half, params, None, 16)
-            store(out, found, i * 16, lanes=16)
-    module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": ir.get()}), load_target("host"))
-    return module["kernel"]
 
 
 def test_packing_puts_two_outputs_of_eight_channels_together() -> None:

@@ -8,8 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tvmx import _tvm
+from tvmx.ir import Epilogue
+from tvmx.numerics import LayerConstants, Requantise, requantise
 from tvmx.targets import Target, load_target
-from tvmx.templates import DotForm, dot_form, pack_dot_weight
+from tvmx.templates import (
+    PARAMS,
+    DotForm,
+    dot_form,
+    epilogue_constants,
+    load,
+    pack_dot_weight,
+    requantised,
+    store,
+)
 
 SMLAL = DotForm("smlal", 4, 4)
 
@@ -118,3 +130,51 @@ def test_a_weight_of_minus_128_would_overflow_smlal() -> None:
     with np.errstate(over="ignore"):
         got = smlal_in_numpy([data[:4], data[4:]], list(packed))
     assert (got != weight.astype(np.int64) @ data.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("form", ["host", "rpi4"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("zero", [-128, -3, 0, 4, 127])
+def test_requantisation_is_half_to_even_on_both_sides_of_the_zero_point(
+    form: str, residual: bool, zero: int
+) -> None:
+    """Both forms, the one for Arm too, run on this machine; sums reach the ends of int32."""
+    huge = [-(2**31), -(2**31) + 1, -(2**24) - 1, 2**24 + 1, 2**31 - 2, 2**31 - 1, 2**30, -(2**30)]
+    sums = np.array([*range(-640, 640), *huge * 2], np.int32)
+    other = np.arange(len(sums)).astype(np.int8)
+    how = Requantise(
+        multiplier=np.full(16, 0.5, np.float32), low=max(-100, zero), high=127,
+        out_zero_point=zero, data_zero_point=0, residual_factor=0.5, residual_offset=1.0,
+    )  # fmt: skip
+    layer = LayerConstants(
+        weight=np.zeros((16, 1), np.int8), bias=np.zeros(16, np.int32), requantise=how
+    )
+    params = epilogue_constants(layer, Epilogue(bias=True, residual=residual), 16)[2]
+    out = _tvm.tvm.runtime.tensor(np.full(len(sums), 0x5B, np.int8))
+    _requantising(len(sums), load_target(form), residual)(
+        *map(_tvm.tvm.runtime.tensor, (sums, other, params)), out
+    )
+    expected = requantise(
+        sums.reshape(-1, 16, 1, 1), how, other.reshape(-1, 16, 1, 1) if residual else None
+    )
+    assert np.array_equal(out.numpy(), expected.reshape(-1))
+
+
+def _requantising(size: int, form: Target, residual: bool) -> Any:
+    """``requantised`` in the form for a target, of every element, with the multiplier 0.5."""
+    builder, tirx = _tvm.builder, _tvm.tirx
+    with _tvm.IRBuilder() as ir, builder.prim_func(s_tir=True):
+        builder.func_name("kernel")
+        builder.func_attr({"tirx.is_scheduled": True, "global_symbol": "kernel"})
+        sums = builder.arg("sums", builder.buffer((size,), "int32"))
+        other = builder.arg("other", builder.buffer((size,), "int8"))
+        params = builder.arg("params", builder.buffer((PARAMS,), "float32"))
+        out = builder.arg("out", builder.buffer((size,), "int8"))
+        with builder.serial(0, size // 16) as i:
+            half = tirx.Broadcast(tirx.const(0.5, "float32"), 16)
+            total = load(sums, i * 16, lanes=16)
+            added = load(other, i * 16, lanes=16) if residual else None
+            found = requantised(total, half, params, form, added, 16)
+            store(out, found, i * 16, lanes=16)
+    module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": ir.get()}), load_target("host"))
+    return module["kernel"]

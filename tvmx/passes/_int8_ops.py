@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tvmx._tvm import te, tirx, topi
 from tvmx.errors import BuildError
 from tvmx.ir import block_of, is_int8, physical_shape
@@ -21,8 +23,7 @@ from tvmx.numerics import (
     rescale_factor,
     sum_factors,
 )
-from tvmx.numerics._operators import MEAN_LIMIT
-from tvmx.templates import fused, rounded_even
+from tvmx.templates import fused, rounded_byte
 
 
 def convert(
@@ -82,7 +83,7 @@ def add_te(
         x, y = ((q[i].astype("int32") + _int(how.shift)).astype("float32") for q in (a, b))
         total = fused(x, first, fused(y, second, offset))
         bounded = _between(total, _float(low + how.shift), _float(high + how.shift))
-        return (rounded_even(bounded) - _int(how.shift)).astype("int8")
+        return _byte(bounded, -how.shift)
 
     return te.compute(a.shape, element, name="add")
 
@@ -216,14 +217,15 @@ def _between(value: Any, low: Any, high: Any) -> Any:
     return tirx.max(tirx.min(value, high), low)
 
 
-def _saturated(value: Any, low: int, high: int) -> Any:
-    return _between(value, _int(low), _int(high)).astype("int8")
+def _byte(bounded: Any, zero: int) -> Any:
+    """Round half to even, move by ``zero``; float32 -> s8, in which the result fits."""
+    byte = np.array(zero).astype(np.int8)  # modulo 256, as the sum is
+    return rounded_byte(bounded) + tirx.const(int(byte), "int8")
 
 
 def _moved(scaled: Any, zero: int) -> Any:
     """Saturate, round half to even, move by the zero point; float32 -> s8."""
-    bounded = _between(scaled, _float(QMIN - zero), _float(QMAX - zero))
-    return (rounded_even(bounded) + _int(zero)).astype("int8")
+    return _byte(_between(scaled, _float(QMIN - zero), _float(QMAX - zero)), zero)
 
 
 def _shifted(q: Any, params: QuantParams) -> Any:
@@ -242,9 +244,8 @@ def _mean(total: Any, taps: int, count: Any, params: QuantParams, out: QuantPara
     """``total`` sums ``taps`` values, of which the zero point is still to be taken off."""
     mean = (total - _int(taps * params.zero_point)).astype("float32") / count
     if out != params:
-        scaled = mean * _float(float(rescale_factor(params, out)))
-        mean = _between(scaled, _float(-MEAN_LIMIT), _float(MEAN_LIMIT))
-    return _saturated(rounded_even(mean) + _int(out.zero_point), QMIN, QMAX)
+        mean = mean * _float(float(rescale_factor(params, out)))
+    return _moved(mean, out.zero_point)
 
 
 # pools

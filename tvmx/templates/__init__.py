@@ -31,7 +31,7 @@ from tvmx.templates._int8 import (
     int8_arguments,
     requantised,
     requantised_int32,
-    rounded_even,
+    rounded_byte,
 )
 from tvmx.templates._intrinsics import (
     DotForm,
@@ -51,7 +51,6 @@ from tvmx.templates._mmla import (
     pack_mmla_weight,
     permuted,
     pixel_of,
-    requantised_bytes,
     smmla,
 )
 from tvmx.templates._packing import (
@@ -141,9 +140,8 @@ __all__ = [
     "refuse_sparsity",
     "repeat",
     "requantised",
-    "requantised_bytes",
     "requantised_int32",
-    "rounded_even",
+    "rounded_byte",
     "runs",
     "smmla",
     "sparsity_levels",

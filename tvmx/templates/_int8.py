@@ -13,74 +13,111 @@ import numpy as np
 
 from tvmx.ir import Epilogue, ceil_div
 from tvmx.numerics import LayerConstants
+from tvmx.targets import Target
 from tvmx.templates._base import Constant
 from tvmx.templates._packing import pad_axis
+from tvmx.templates._tiles import is_x86
 
 PARAMS = 8
 """Length of ``params``: low, high (relative to the zero point without a residual), output and
 data zero point, residual offset and factor, and two zeros."""
 _LOW, _HIGH, _OUT_ZERO, _DATA_ZERO, _RESIDUAL_OFFSET, _RESIDUAL_FACTOR = range(6)
+_ROUNDER = float(3 << 22)
+"""Added to a float of less than 2**22: the low bits are that float, rounded half to even."""
 
 
 def requantised(
-    accumulator: Any, bias: Any, multiplier: Any, params: Any, residual: Any | None = None
-) -> Any:
+    accumulator: Any, multiplier: Any, params: Any, target: Target, residual: Any | None = None,
+    lanes: int = 1,
+) -> Any:  # fmt: skip
     """One s8 output element from one int32 accumulator, as :func:`tvmx.numerics.requantise`.
 
-    ``params`` is the TE tensor of that constant; ``residual`` an s8 element or None.
+    ``accumulator`` has its bias; ``params`` is the buffer or TE tensor of that constant. With
+    ``lanes`` the accumulator, ``multiplier`` (float32), ``residual`` (s8) and the result are
+    vectors of so many elements. x86 and Arm do the same in the instructions that suit each.
     """
-    return requantised_int32(accumulator + bias, multiplier, params, residual).astype("int8")
+    from tvmx._tvm import tirx
+
+    if is_x86(target):
+        whole = requantised_int32(accumulator, multiplier, params, residual, lanes)
+        return tirx.Cast(f"int8{_suffix(lanes)}", whole)
+    kind = f"float32{_suffix(lanes)}"
+    bounded = _scaled(accumulator, multiplier, params, residual, lanes)
+    # One instruction each; tirx.min is a comparison and a choice where the bound is a variable.
+    for name, index in (("llvm.minnum", _HIGH), ("llvm.maxnum", _LOW)):
+        bounded = tirx.call_llvm_pure_intrin(kind, name, bounded, _splat(params[index], lanes))
+    byte = rounded_byte(bounded, lanes)
+    if residual is not None:
+        return byte
+    return byte + _splat(params[_OUT_ZERO].astype("int32").astype("int8"), lanes)
 
 
 def requantised_int32(
     accumulator: Any, multiplier: Any, params: Any, residual: Any | None = None, lanes: int = 1
 ) -> Any:
-    """The output still as int32: what :func:`requantised` narrows to s8.
+    """:func:`requantised` still as int32, for x86: rounding and conversion are one instruction.
 
-    ``accumulator`` has its bias. With ``lanes`` it, ``multiplier`` (float32) and ``residual``
-    (int32 then) are vectors of so many elements.
+    So are its bounds, as ``tirx.min``: of two variables ``llvm.minnum`` would look for NaN.
+    ``residual`` is s8 or int32.
     """
     from tvmx._tvm import tirx
 
-    def splat(value: Any) -> Any:
-        return value if lanes == 1 else tirx.Broadcast(value, lanes)
+    scaled = _scaled(accumulator, multiplier, params, residual, lanes)
+    low, high = (_splat(params[i], lanes) for i in (_LOW, _HIGH))
+    bounded = tirx.max(tirx.min(scaled, high), low)
+    # TVM's vectoriser turns a loop with tirx.nearbyint into a scalar one; this stays a vector.
+    rounded = tirx.call_llvm_pure_intrin(f"float32{_suffix(lanes)}", "llvm.rint", bounded)
+    whole = tirx.Cast(f"int32{_suffix(lanes)}", rounded)
+    if residual is not None:
+        return whole
+    return whole + _splat(params[_OUT_ZERO].astype("int32"), lanes)
 
-    def cast(value: Any, dtype: str) -> Any:
-        return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
 
-    def integer(index: int) -> Any:
-        return splat(params[index].astype("int32"))
+def _scaled(
+    accumulator: Any, multiplier: Any, params: Any, residual: Any | None, lanes: int
+) -> Any:
+    """The output, residual added, as float32: to be bounded, rounded and moved."""
+    from tvmx._tvm import tirx
 
-    scaled = cast(accumulator, "float32") * multiplier
+    kind = f"float32{_suffix(lanes)}"
+    scaled = tirx.Cast(kind, accumulator)
     if residual is None:
-        bounded = tirx.max(tirx.min(scaled, splat(params[_HIGH])), splat(params[_LOW]))
-        return rounded_even(bounded, lanes) + integer(_OUT_ZERO)
-    other = fused(cast(residual, "float32"), splat(params[_RESIDUAL_FACTOR]),
-                  splat(params[_RESIDUAL_OFFSET]), lanes)  # fmt: skip
-    total = fused(cast(accumulator, "float32"), multiplier, other, lanes)
-    bounded = tirx.max(tirx.min(total, splat(params[_HIGH])), splat(params[_LOW]))
-    return rounded_even(bounded, lanes)
+        return scaled * multiplier
+    wide = tirx.Cast(kind, residual.astype(f"int32{_suffix(lanes)}"))
+    factor, offset = (_splat(params[i], lanes) for i in (_RESIDUAL_FACTOR, _RESIDUAL_OFFSET))
+    return fused(scaled, multiplier, fused(wide, factor, offset, lanes), lanes)
+
+
+def rounded_byte(value: Any, lanes: int = 1) -> Any:
+    """The low byte, as s8, of float32 ``value`` rounded half to even; vectors with ``lanes``.
+
+    ``value`` is within +-2**22. Adding a zero point to the byte, modulo 256, gives the s8 element
+    where their sum fits one. Additions run in any vector pipe; conversions of floats, after an
+    instruction that rounds, occupy one pipe of two for two cycles on cores such as Cortex-A710.
+    """
+    from tvmx._tvm import tirx
+
+    total = value + _splat(tirx.const(_ROUNDER, "float32"), lanes)
+    bits = tirx.reinterpret(f"int32{_suffix(lanes)}", total)
+    return tirx.Cast(f"int8{_suffix(lanes)}", bits)
 
 
 def fused(a: Any, b: Any, c: Any, lanes: int = 1) -> Any:
     """float32 ``a * b + c``, rounded once: :func:`tvmx.numerics.fma`; vectors with ``lanes``."""
     from tvmx._tvm import tirx
 
-    suffix = "" if lanes == 1 else f"x{lanes}"
-    return tirx.call_llvm_pure_intrin(f"float32{suffix}", "llvm.fma", a, b, c)
+    return tirx.call_llvm_pure_intrin(f"float32{_suffix(lanes)}", "llvm.fma", a, b, c)
 
 
-def rounded_even(value: Any, lanes: int = 1) -> Any:
-    """float32 -> int32, half to even, for values that fit; vectors with ``lanes``.
-
-    TVM's vectoriser turns a loop with ``tirx.nearbyint`` into a scalar one; the LLVM intrinsic
-    stays a vector, and with the cast is one instruction on x86.
-    """
+def _splat(value: Any, lanes: int) -> Any:
     from tvmx._tvm import tirx
 
-    suffix = "" if lanes == 1 else f"x{lanes}"
-    rounded = tirx.call_llvm_pure_intrin(f"float32{suffix}", "llvm.rint", value)
-    return tirx.Cast(f"int32{suffix}", rounded)
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def _suffix(lanes: int) -> str:
+    """What a vector's type has after its element's."""
+    return "" if lanes == 1 else f"x{lanes}"
 
 
 def data_zero_point(params: Any) -> Any:

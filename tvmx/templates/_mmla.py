@@ -17,21 +17,11 @@ import numpy.typing as npt
 
 from tvmx.ir import ceil_div
 from tvmx.targets import Target
-from tvmx.templates._int8 import (
-    _HIGH,
-    _LOW,
-    _OUT_ZERO,
-    _RESIDUAL_FACTOR,
-    _RESIDUAL_OFFSET,
-    fused,
-)
 from tvmx.templates._intrinsics import _llvm, _shuffle
 from tvmx.templates._packing import pad_axis
 
 DEPTH = 8
 """Products behind one element of a square."""
-_ROUNDER = float(3 << 22)
-"""Added to a float of less than 2**22: the low bits are that float, rounded half to even."""
 
 
 def has_mmla(target: Target) -> bool:
@@ -83,37 +73,3 @@ def permuted(vector: Any, order: Sequence[int]) -> Any:
 def interleave(left: Any, right: Any, lanes: int) -> Any:
     """``left[0], right[0], left[1], ...`` of two vectors of ``lanes`` elements."""
     return _shuffle([left, right], [i for k in range(lanes) for i in (k, lanes + k)])
-
-
-def requantised_bytes(
-    accumulator: Any, multiplier: Any, params: Any, residual: Any | None, lanes: int
-) -> Any:
-    """What :func:`requantised_int32` computes, as s8 vectors of ``lanes``, bit for bit.
-
-    Bounds and rounding are what AArch64 does in any vector pipe: conversions of floats occupy one
-    pipe of two, for two cycles, on cores such as Cortex-A710. ``residual`` is s8.
-    """
-    from tvmx._tvm import tirx
-
-    kind = f"float32x{lanes}"
-
-    def splat(index: int) -> Any:
-        return tirx.Broadcast(params[index], lanes)
-
-    scaled = tirx.Cast(kind, accumulator)
-    if residual is None:
-        scaled = scaled * multiplier
-    else:
-        other = fused(
-            tirx.Cast(kind, residual.astype(f"int32x{lanes}")),
-            splat(_RESIDUAL_FACTOR), splat(_RESIDUAL_OFFSET), lanes,
-        )  # fmt: skip
-        scaled = fused(scaled, multiplier, other, lanes)
-    bounded = _llvm(kind, "llvm.minnum", scaled, splat(_HIGH))
-    bounded = _llvm(kind, "llvm.maxnum", bounded, splat(_LOW))
-    rounded = bounded + tirx.Broadcast(tirx.const(_ROUNDER, "float32"), lanes)
-    low = tirx.reinterpret(f"int32x{lanes}", rounded).astype(f"int8x{lanes}")
-    if residual is not None:
-        return low
-    zero = params[_OUT_ZERO].astype("int32").astype("int8")
-    return low + tirx.Broadcast(zero, lanes)
