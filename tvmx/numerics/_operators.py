@@ -25,7 +25,7 @@ from tvmx.numerics._quantise import (
 )
 
 Array = npt.NDArray[Any]
-MEAN_LIMIT = 512
+_MEAN_LIMIT = 512
 """Bound of an average in steps of another scale: saturated wherever the zero point is."""
 
 
@@ -153,7 +153,7 @@ def _mean(total: Array, count: Any, params: QuantParams, out: QuantParams | None
     if out is not None and out != params:
         mean = mean * rescale_factor(params, out)
         # Scales may be far apart: what saturates anyway must still fit int32.
-        mean = np.clip(mean, np.float32(-MEAN_LIMIT), np.float32(MEAN_LIMIT))
+        mean = np.clip(mean, np.float32(-_MEAN_LIMIT), np.float32(_MEAN_LIMIT))
     zero = (out or params).zero_point
     rounded = np.rint(mean).astype(np.int32)
     result: Int8 = np.clip(rounded + zero, QMIN, QMAX).astype(np.int8)

@@ -23,7 +23,7 @@ from tvmx.passes._dataflow import (
     substitute,
     variables,
 )
-from tvmx.passes._qdq import dequantised
+from tvmx.passes._qdq import along_axis, dequantised
 
 _ANCHORS = ("relax.nn.conv2d", "relax.matmul")
 _ROUNDED = ("int8", "uint8", "int16", "uint16")
@@ -60,9 +60,7 @@ def round_constant(walk: Walk, value: Any, name: str) -> Any:
     data, scale, zero = (array_of(arg) for arg in value.args[:3])
     if data is None or scale is None or zero is None or data.dtype != np.float32:
         return None
-    along = [1] * data.ndim
-    if max(scale.size, zero.size) > 1:
-        along[int(value.attrs.axis)] = -1
+    along = along_axis(value)
     limits = np.iinfo(dtype_of(value))
     rounded = np.rint(data / scale.reshape(along)) + zero.astype(np.float32).reshape(along)
     return const(np.clip(rounded, limits.min, limits.max).astype(dtype_of(value)))

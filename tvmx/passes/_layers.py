@@ -116,6 +116,7 @@ class _Assembly:
         inside |= {i for lrn in lrns.values() for i in lrn.members}
         inside |= {i for group in operators.values() for i in group.members}
         self._inside = inside | qdq.skipped
+        self._read_as_float = self._float_reads() if qdq.params else set()
         self._ids: dict[Any, int] = {}
         self._shapes: list[tuple[int, ...]] = []
         self._nodes: list[Node] = []
@@ -198,18 +199,20 @@ class _Assembly:
         self._put(node, OpStep(group.binding, operator=group.operator))
 
     def _quantise(self, binding: Any) -> None:
-        """A value that no int8 kernel makes becomes int8: for those that read it, where all do."""
-        data, var = binding.value.args[0], self._qdq.canonical[binding.var]
-        node = Node("quantise", (self._number(data),), self._number(var), "quantise",
-                    int8=self._read_as_float(var))  # fmt: skip
-        self._put(node, OpStep(binding))
+        """A value that no int8 kernel makes."""
+        self._to_int8(binding.value.args[0], self._qdq.canonical[binding.var], binding)
 
     def _enter(self, binding: Any) -> None:
         """A network input that is int8 itself."""
         data = self._qdq.entered[binding.var]
         self._other(relax.VarBinding(data, binding.value))
-        node = Node("quantise", (self._number(data),), self._number(binding.var), "quantise",
-                    int8=self._read_as_float(binding.var))  # fmt: skip
+        self._to_int8(data, binding.var, binding)
+
+    def _to_int8(self, data: Any, var: Any, binding: Any) -> None:
+        """``data`` becomes the stated value ``var``: for those that read it, where all do."""
+        read_as_float = self._qdq.quantised[var] in self._qdq.raw or var in self._read_as_float
+        node = Node("quantise", (self._number(data),), self._number(var), "quantise",
+                    int8=read_as_float)  # fmt: skip
         self._put(node, OpStep(binding))
 
     def _requantise(self, binding: Any) -> None:
@@ -220,17 +223,15 @@ class _Assembly:
         node = Node("opaque", (self._number(var),), self._number(binding.var), "requantise")
         self._put(node, OpStep(again))
 
-    def _read_as_float(self, var: Any) -> bool:
-        """Whether anything but stated layers and operators reads a stated value."""
-        if self._qdq.quantised[var] in self._qdq.raw:
-            return True
-        if var in free_vars(self._model.mod["main"].body.body):
-            return True
-        int8 = {self._bindings[g.anchor].var for g in self._groups.values() if g.stated}
-        int8 |= {self._bindings[i].var for g in self._groups.values() if g.stated
-                 for i in g.members}  # fmt: skip
-        int8 |= {self._bindings[i].var for g in self._operators.values() for i in g.members}
-        return any(var in free_vars(b.value) and b.var not in int8 for b in self._bindings)
+    def _float_reads(self) -> set[Any]:
+        """What the network returns, or anything but stated layers and operators reads."""
+        int8 = {i for g in self._groups.values() if g.stated for i in g.members}
+        int8 |= {i for g in self._operators.values() for i in g.members}
+        found = set(free_vars(self._model.mod["main"].body.body))
+        for index, binding in enumerate(self._bindings):
+            if index not in int8:
+                found.update(free_vars(binding.value))
+        return found
 
     def _other(self, binding: Any) -> None:
         variables = free_vars(binding.value)

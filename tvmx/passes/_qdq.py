@@ -197,12 +197,19 @@ class Qdq:
 def dequantised(call: Any) -> npt.NDArray[np.float32]:
     """The float32 constant that ``relax.dequantize`` of a constant stands for."""
     values, scale, zero = (np.asarray(array_of(a)) for a in call.args[:3])
-    along = [1] * values.ndim
-    if max(scale.size, zero.size) > 1:
-        along[int(call.attrs.axis)] = -1
+    along = along_axis(call)
     shifted = values.astype(np.float64) - zero.astype(np.float64).reshape(along)
     result: npt.NDArray[np.float32] = (shifted * scale.reshape(along)).astype(np.float32)
     return result
+
+
+def along_axis(call: Any) -> list[int]:
+    """The shape in which a (de)quantising call's constant scales and zero points broadcast."""
+    data, *params = (np.asarray(array_of(a)) for a in call.args[:3])
+    along = [1] * data.ndim
+    if max(p.size for p in params) > 1:
+        along[int(call.attrs.axis)] = -1
+    return along
 
 
 def _scalar_params(call: Any, dtype: str) -> QuantParams | None:
