@@ -72,7 +72,8 @@ def _main(name: str, folder_path: str, model: str, wheels: str) -> None:
     loaded = _memory("VmHWM")
     for _ in range(_RUNS):
         candidate.run()
-    peak, after = _memory("VmHWM"), _memory("VmRSS")
+    after = _memory("VmRSS")  # before the peak: reading takes memory too
+    peak = _memory("VmHWM")
     verify(candidate)
     sys.stdout.write(json.dumps({
         "name": name, "baseline_kib": before, "loaded_kib": loaded - before,
