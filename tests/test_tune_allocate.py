@@ -60,6 +60,13 @@ def test_implementations_far_behind_their_rival_wait() -> None:
     assert pick(TuningState(1, flat, rival_us=400.0), TuningState(1, (90.0,) * 8)) == 0
 
 
+def test_what_is_twice_as_slow_does_not_share_the_budget() -> None:
+    """One workload, two templates at their defaults: the fast one is tuned, stuck or not."""
+    fast = TuningState(1, (100.0,) * 40, rival_us=210.0)
+    assert pick(fast, TuningState(1, (210.0,), rival_us=100.0)) == 0
+    assert pick(fast, TuningState(1, (110.0,), rival_us=100.0)) == 1
+
+
 def test_failing_workloads_lose_weight() -> None:
     allocator = BudgetAllocator()
     failing = [TuningState(1, (math.inf,) * n, rival_us=100.0) for n in (1, 10)]

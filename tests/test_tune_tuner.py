@@ -188,11 +188,43 @@ def test_equal_kernels_are_proposed_once_while_there_are_others() -> None:
     assert len(set(halves)) == len(halves)
 
 
+def test_a_batch_is_no_row_of_near_copies() -> None:
+    """A ranker that knows the order of a grid by heart still looks around."""
+    space = Space({"a": list(range(8)), "b": list(range(8)), "c": list(range(4))},
+                  {"a": 7, "b": 7, "c": 3})  # fmt: skip
+
+    def copies(alike: float) -> int:
+        tuned = KnobTuner(
+            space, CONV, "direct", TARGET, 0,
+            TunerParameters(first=256, epsilon=0.0, alike=alike),
+        )  # fmt: skip
+        for config in tuned.shortlist(8):
+            slow = 0.02 * (config.int("a") + config.int("b")) + 0.01 * config.int("c")
+            tuned.describe(config, {"cycles": slow, "nth": float(space.points().index(config))})
+        batch = tuned.propose(9)[1:]  # the default apart
+        pairs = [(x, y) for i, x in enumerate(batch) for y in batch[:i]]
+        return sum(sum(x[k] != y[k] for k in x) == 1 for x, y in pairs)
+
+    assert copies(0.0) >= 12
+    assert copies(0.1) <= 6
+
+
+def test_exploration_stays_among_the_promising() -> None:
+    space = conv_space()
+    tuned = tuner(space, first=200, epsilon=1.0, promising=0.25)
+    described = tuned.shortlist(8)
+    for config in described:
+        tuned.describe(config, kernel_features(config))
+    modelled = sorted(kernel_features(c)["cycles"] for c in described)
+    chosen = tuned.propose(9)[1:]
+    assert all(kernel_features(c)["cycles"] <= modelled[len(modelled) // 4 + 1] for c in chosen)
+
+
 def test_a_shortlist_is_made_of_neighbours_and_a_spread_and_never_repeats() -> None:
     space = conv_space()
     tuned = tuner(space)
     first = tuned.shortlist(8)
-    assert first[0] == space.default and len(set(first)) == len(first) == 48
+    assert first[0] == space.default and len(set(first)) == len(first) == 96
     close = [c for c in first if sum(c[k] != space.default[k] for k in c) == 1]
     assert len(close) >= 12
     for config in first:
@@ -225,7 +257,7 @@ def test_what_the_ranker_learned_elsewhere_saves_measurements() -> None:
 
 def test_dense_workload_and_single_knob() -> None:
     tuned = KnobTuner(small_space(30), DENSE, "dense", TARGET)
-    for _ in range(4):
+    for _ in range(5):
         for config in tuned.shortlist(4):
             tuned.describe(config, tile_features(config))
         for config in tuned.propose(4):

@@ -31,6 +31,24 @@ def neighbours(points: npt.NDArray[np.float32], point: int) -> list[int]:
     return [int(i) for i in one[order]]
 
 
+def diverse(
+    scores: npt.NDArray[np.float64], points: npt.NDArray[np.float32], count: int, alike: float
+) -> list[int]:
+    """Up to ``count`` indices of the lowest ``scores``, best first, and not all alike.
+
+    Each one that is chosen adds ``alike`` to the scores of those one knob away (``points``:
+    coordinates, shape (scores, knobs)).
+    """
+    scores = scores.copy()
+    chosen: list[int] = []
+    for _ in range(min(count, len(scores))):
+        best = int(scores.argmin())
+        chosen.append(best)
+        scores[(points != points[best]).sum(axis=1) == 1] += alike
+        scores[best] = np.inf
+    return chosen
+
+
 def spread(
     points: npt.NDArray[np.float32],
     taken: npt.NDArray[np.int64],

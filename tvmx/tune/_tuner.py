@@ -17,9 +17,11 @@ from tvmx.targets import Target
 from tvmx.tune._features import knob_features
 from tvmx.tune._imitation import Imitation
 from tvmx.tune._ranker import Ranker
-from tvmx.tune._sampler import neighbours, spread, unit_points
+from tvmx.tune._sampler import diverse, neighbours, spread, unit_points
 
 Indices = npt.NDArray[np.int64]
+
+_POOL = 32  # configs of the whole space that each one to be described is picked from
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,26 @@ class TunerParameters:
     """How a tuner spends its effort.
 
     ``first`` configs are described before the first proposals, then ``described`` times as many
-    as are proposed. Half of the first batch, and from the ``settled``-th observation on the share
-    ``epsilon``, is exploration: as far as possible from what was measured. ``batch`` is the number
-    of observations that :meth:`KnobTuner.finished` counts as one batch, ``improvement`` what
-    counts as one (0.01: 1 %).
+    as are proposed. The share ``epsilon`` of the proposals is exploration: of the ``promising``
+    share of what is described, as far as possible from what was measured. Of two configs that
+    differ in one knob only, the second is thought slower by ``alike`` (0.1: 10 %), so that a
+    batch is no row of near copies. ``batch`` is the number of observations that
+    :meth:`KnobTuner.finished` counts as one batch, ``improvement`` what counts as one (0.01: 1 %).
     """
 
-    first: int = 48
-    described: int = 3
-    epsilon: float = 0.1
-    settled: int = 24
+    first: int = 96
+    described: int = 5
+    epsilon: float = 0.25
+    promising: float = 0.25
+    alike: float = 0.1
     batch: int = 8
     improvement: float = 0.01
 
     def __post_init__(self) -> None:
-        if min(self.first, self.batch, self.described, self.settled) < 1:
+        if min(self.first, self.batch, self.described) < 1:
             raise UsageError(f"tuner counts must be at least 1: {self}")
-        if not 0 <= self.epsilon <= 1 or not 0 <= self.improvement < 1:
+        shares = (self.epsilon, self.promising, self.alike, self.improvement)
+        if min(shares) < 0 or max(shares) > 1 or self.improvement == 1:
             raise UsageError(f"tuner shares must lie between 0 and 1: {self}")
 
 
@@ -212,8 +217,10 @@ class KnobTuner:
         model.fit(self._knobs[known], self._scores(known))
         # Shuffled first: configs in the same leaves tie, and ties must not favour low indices.
         pool = rng.permutation(free)
-        order = np.argsort(model.predict(self._knobs[pool]), kind="stable")
-        return [int(i) for i in pool[order[:count]]]
+        liked = model.predict(self._knobs[pool]).astype(np.float64)
+        best = np.argsort(liked, kind="stable")[: _POOL * count]
+        chosen = diverse(liked[best], self._units[pool[best]], count, self.parameters.alike)
+        return [int(pool[best[i]]) for i in chosen]
 
     def _scores(self, indices: list[int]) -> npt.NDArray[np.float64]:
         """The ranker's scores of described configs."""
@@ -238,7 +245,7 @@ class KnobTuner:
         return chosen
 
     def _ranked(self, count: int, rng: np.random.Generator) -> list[int]:
-        """Described configs: the ranker's best, and by chance a few others."""
+        """Described configs: the ranker's best, no near copies, and by chance a few others."""
         seen = {_kernel(self._described.get(i)) for i in self._proposed}
         kernels: dict[tuple[float, ...], int] = {}
         for i, features in self._described.items():
@@ -249,18 +256,15 @@ class KnobTuner:
         fresh = list(kernels.values())
         if not fresh:
             return []
-        order = np.argsort(self._scores(fresh), kind="stable")
-        exploring = int(rng.binomial(count, self._epsilon))
-        ranked = [fresh[i] for i in order[: max(0, count - exploring)]]
-        rest = np.array([fresh[i] for i in order[len(ranked) :]], np.int64)
+        scores = self._scores(fresh)
+        exploring = int(rng.binomial(count, self.parameters.epsilon))
+        best = diverse(scores, self._units[fresh], count - exploring, self.parameters.alike)
+        ranked = [fresh[i] for i in best]
+        others = [fresh[i] for i in np.argsort(scores, kind="stable") if i not in best]
+        most = max(exploring, math.ceil(self.parameters.promising * len(others)))
         taken = np.array(sorted({*self._observed, *ranked}), np.int64)
+        rest = np.array(others[:most], np.int64)
         return ranked + spread(self._units, taken, rest, exploring, rng)
-
-    @property
-    def _epsilon(self) -> float:
-        """The share of exploration: more while little is known of this space."""
-        known = len(self._observed) / self.parameters.settled
-        return self.parameters.epsilon + (0.5 - self.parameters.epsilon) * max(0.0, 1 - known)
 
 
 def _kernel(features: Mapping[str, float] | None) -> tuple[float, ...]:
