@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvmx._tvm import builder, tirx
-from tvmx.ir import PLAIN, Config, Conv2dWorkload, Space, blocked, ceil_div
+from tvmx.ir import PLAIN, ROUNDINGS, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -46,6 +46,8 @@ from tvmx.templates import (
     divisors,
     dot_form,
     epilogue_constants,
+    factor,
+    factor_buffer,
     flat,
     is_x86,
     load,
@@ -74,6 +76,7 @@ class Conv2dInt8(ScheduleTemplate):
     name = "conv2d_int8"
     op = "conv2d"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -247,7 +250,8 @@ class _Emitter(DirectEmitter):
         data = argument("data", (w.batch, *blocks, w.height, w.width, *lanes), "int8")
         weights = argument("weight", weight, "int8")
         self.bias = argument("bias", (g.out_blocks, v), "int32")
-        self.multiplier = argument("multiplier", (g.out_blocks, v), "float32")
+        factors = factor_buffer(w.epilogue, g.out_blocks, v)
+        self.multiplier = argument("multiplier", *factors)
         self.params = argument("params", (PARAMS,), "float32")
         residual = argument("residual", shape, "int8") if w.epilogue.residual else None
         out = argument("out", shape, "int8")
@@ -373,12 +377,13 @@ class _Emitter(DirectEmitter):
 
     def _write(self, sums: Any, n: Any, c: Any, y: Any, x: Any) -> None:
         """Emit the requantisation of the tile's sums and their stores, 16 bytes at once."""
-        g, v = self.g, self.v
+        g, v, epilogue = self.g, self.v, self.w.epilogue
         first = builder.Bind((((n * g.out_blocks + c) * g.out_height + y) * g.out_width + x) * v)
         for o in range(self.oc):
-            bias, multiplier = (
-                builder.Bind(load(b, c + o, 0, lanes=v)) for b in (self.bias, self.multiplier)
-            )
+            bias = builder.Bind(load(self.bias, c + o, 0, lanes=v))
+            scales = factor(epilogue, lambda *at, c=c + o: builder.Bind(
+                load(self.multiplier, *at, c, 0, lanes=v)
+            ))  # fmt: skip
             for i in range(self.oh):
                 for count, j in runs(self.ow, max(1, 16 // v)):
                     at = first + ((o * g.out_height + i) * g.out_width + j) * v
@@ -387,11 +392,12 @@ class _Emitter(DirectEmitter):
                     lanes = count * v
                     result = requantised(
                         concat(totals, v) + repeat(bias, v, count),
-                        repeat(multiplier, v, count),
+                        tuple(repeat(scale, v, count) for scale in scales),
                         self.params,
                         self.target,
                         self._residual(at, lanes),
                         lanes,
+                        epilogue.rounding,
                     )
                     store(self.out, result, at, lanes=lanes)
 

@@ -28,7 +28,7 @@ import math
 from typing import Any
 
 from tvmx._tvm import builder, tirx
-from tvmx.ir import Config, Conv2dWorkload, Space, blocked, ceil_div
+from tvmx.ir import ROUNDINGS, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -45,6 +45,8 @@ from tvmx.templates import (
     concat,
     divisors,
     epilogue_constants,
+    factor,
+    factor_buffer,
     flat,
     half_pairs,
     has_mmla,
@@ -82,6 +84,7 @@ class Conv2dSmmla(ScheduleTemplate):
     name = "conv2d_smmla"
     op = "conv2d"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 20
     preferred = 5
 
@@ -309,7 +312,8 @@ class _Emitter(DirectEmitter):
         data = argument("data", (w.batch, blocks, w.height, w.width, V), "int8")
         weights = argument("weight", weight, "int8")
         self.bias = argument("bias", (g.out_blocks, V), "int32")
-        self.multiplier = argument("multiplier", (g.out_blocks, V), "float32")
+        factors = factor_buffer(w.epilogue, g.out_blocks, V)
+        self.multiplier = argument("multiplier", *factors)
         self.params = argument("params", (PARAMS,), "float32")
         residual = argument("residual", shape, "int8") if w.epilogue.residual else None
         out = argument("out", shape, "int8")
@@ -383,14 +387,16 @@ class _Emitter(DirectEmitter):
         g = self.g
         first = builder.Bind((((n * g.out_blocks + c) * g.out_height + y) * g.out_width + x) * V)
         for o in range(self.oc):
-            multiplier = builder.Bind(load(self.multiplier, c + o, 0, lanes=V))
+            scales = factor(self.w.epilogue, lambda *at, c=c + o: builder.Bind(
+                load(self.multiplier, *at, c, 0, lanes=V)
+            ))  # fmt: skip
             for i in range(self.oh):
                 for count, j in runs(self.ow, 4):
                     at = first + ((o * g.out_height + i) * g.out_width + j) * V
-                    self._write_run(sums, multiplier, o, i * self.ow + j, count, at)
+                    self._write_run(sums, scales, o, i * self.ow + j, count, at)
 
     def _write_run(
-        self, sums: Any, multiplier: Any, o: int, pixel: int, count: int, at: Any
+        self, sums: Any, scales: tuple[Any, ...], o: int, pixel: int, count: int, at: Any
     ) -> None:
         """Emit the outputs of neighbouring pixels; whole pairs are put in order as bytes."""
         lanes, order = count * V, list(range(count * V))
@@ -408,11 +414,12 @@ class _Emitter(DirectEmitter):
             totals = [square for pair in squares for square in pair]
         result = requantised(
             concat(totals, V),
-            permuted(repeat(multiplier, V, count), order),
+            tuple(permuted(repeat(scale, V, count), order) for scale in scales),
             self.params,
             self.target,
             self._residual(at, lanes, order),
             lanes,
+            self.w.epilogue.rounding,
         )
         # The permutation swaps places pairwise: it is its own inverse.
         store(self.out, permuted(result, order), at, lanes=lanes)

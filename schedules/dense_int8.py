@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx._tvm import IRBuilder, builder, tirx
-from tvmx.ir import MATRIX, Config, DenseWorkload, Space, ceil_div
+from tvmx.ir import MATRIX, ROUNDINGS, Config, DenseWorkload, Space, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -37,6 +37,8 @@ from tvmx.templates import (
     concat,
     dot_form,
     epilogue_constants,
+    factor,
+    factor_buffer,
     flat,
     is_x86,
     load,
@@ -59,6 +61,7 @@ class DenseInt8(ScheduleTemplate):
     name = "dense_int8"
     op = "dense"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -197,7 +200,7 @@ class _Emitter:
         data = argument("data", (w.batch, w.in_features), "int8")
         weight = argument("weight", (self.blocks, self.words, v * self.form.step), "int8")
         bias = argument("bias", (self.blocks, v), "int32")
-        multiplier = argument("multiplier", (self.blocks, v), "float32")
+        multiplier = argument("multiplier", *factor_buffer(w.epilogue, self.blocks, v))
         self.params = argument("params", (PARAMS,), "float32")
         residual = argument("residual", out_shape, "int8") if w.epilogue.residual else None
         out = argument("out", out_shape, "int8")
@@ -296,8 +299,13 @@ class _Emitter:
             ]
             every += every[-1:] * (v - len(every)) if short else []
             residual = concat(every, 1) if short else every[0]
-        bias, multiplier = (load(b, channel, lanes=v) for b in (self.bias, self.multiplier))
-        result = requantised(total + bias, multiplier, self.params, self.target, residual, v)
+        bias = load(self.bias, channel, lanes=v)
+        scales = factor(w.epilogue, lambda part=0: load(
+            self.multiplier, part * self.blocks * v + channel, lanes=v
+        ))  # fmt: skip
+        result = requantised(
+            total + bias, scales, self.params, self.target, residual, v, w.epilogue.rounding
+        )
         if not short:
             store(self.out, result, at, lanes=v)
             return

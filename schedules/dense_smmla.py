@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx._tvm import IRBuilder, builder, tirx
-from tvmx.ir import MATRIX, Config, DenseWorkload, Space, ceil_div
+from tvmx.ir import MATRIX, ROUNDINGS, Config, DenseWorkload, Space, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -36,6 +36,8 @@ from tvmx.templates import (
     ScheduleTemplate,
     concat,
     epilogue_constants,
+    factor,
+    factor_buffer,
     flat,
     half_pairs,
     has_mmla,
@@ -66,6 +68,7 @@ class DenseSmmla(ScheduleTemplate):
     name = "dense_smmla"
     op = "dense"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 5
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -174,7 +177,7 @@ class _Emitter:
         data = argument("data", (w.batch, w.in_features), "int8")
         weight = argument("weight", (self.tiles, self.n, self.steps, 2, WIDE), "int8")
         bias = argument("bias", (blocks, V), "int32")
-        multiplier = argument("multiplier", (blocks, V), "float32")
+        multiplier = argument("multiplier", *factor_buffer(w.epilogue, blocks, V))
         self.params = argument("params", (PARAMS,), "float32")
         residual = argument("residual", out_shape, "int8") if w.epilogue.residual else None
         out = argument("out", out_shape, "int8")
@@ -253,13 +256,21 @@ class _Emitter:
                     lanes = count * V
                     result = requantised(
                         concat(totals, V),
-                        load(self.multiplier, channel + n * V, lanes=lanes),
+                        self._scales(channel + n * V, lanes),
                         self.params,
                         self.target,
                         None if self.residual is None else load(self.residual, at, lanes=lanes),
                         lanes,
+                        self.w.epilogue.rounding,
                     )
                     store(self.out, result, at, lanes=lanes)
+
+    def _scales(self, channel: Any, lanes: int) -> tuple[Any, ...]:
+        size = ceil_div(self.w.out_features, V) * V
+        return factor(
+            self.w.epilogue,
+            lambda part=0: load(self.multiplier, part * size + channel, lanes=lanes),
+        )
 
     def _total(self, sums: Any, n: int, p: int, row: int) -> Any:
         """The 4 sums of block ``n`` and of one of the rows of pair ``p``."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tvmx._tvm import s_tir, te, tirx
-from tvmx.ir import Config, Conv2dWorkload, Space, blocked, ceil_div
+from tvmx.ir import ROUNDINGS, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -36,6 +36,8 @@ from tvmx.templates import (
     data_zero_point,
     divisors,
     epilogue_constants,
+    factor,
+    factor_buffer,
     int8_arguments,
     is_x86,
     pad_axis,
@@ -52,6 +54,7 @@ class DepthwiseInt8(ScheduleTemplate):
     name = "depthwise_int8"
     op = "conv2d"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 20
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -143,7 +146,7 @@ def _compute(w: Conv2dWorkload, target: Target, config: Config) -> Any:
     data = te.placeholder((w.batch, blocks, w.height, w.width, v), "int8", name="data")
     weight = te.placeholder((blocks, 2 * ceil_div(taps, 2), pixels, v), "int8", name="weight")
     bias = te.placeholder((blocks, v), "int32", name="bias")
-    multiplier = te.placeholder((blocks, v), "float32", name="multiplier")
+    multiplier = te.placeholder(*factor_buffer(w.epilogue, blocks, v), name="multiplier")
     params = te.placeholder((PARAMS,), "float32", name="params")
     shape = (w.batch, blocks, w.out_height, w.out_width, v)
     residual = te.placeholder(shape, "int8", name="residual")
@@ -175,8 +178,10 @@ def _compute(w: Conv2dWorkload, target: Target, config: Config) -> Any:
     out = te.compute(
         shape,
         lambda n, c, y, x, i: requantised(
-            conv[n, c, y, x // pixels, x % pixels, i] + bias[c, i], multiplier[c, i], params,
+            conv[n, c, y, x // pixels, x % pixels, i] + bias[c, i],
+            factor(w.epilogue, lambda *at: multiplier[(*at, c, i)]), params,
             target, residual[n, c, y, x, i] if w.epilogue.residual else None,
+            rounding=w.epilogue.rounding,
         ),
         name="out",
     )  # fmt: skip

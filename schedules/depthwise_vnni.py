@@ -28,7 +28,7 @@ import numpy as np
 
 from tvmx._tvm import IRBuilder, tirx
 from tvmx._tvm import builder as ir
-from tvmx.ir import Config, Conv2dWorkload, Space, blocked, ceil_div
+from tvmx.ir import ROUNDINGS, Config, Conv2dWorkload, Space, blocked, ceil_div
 from tvmx.numerics import LayerConstants
 from tvmx.targets import Target
 from tvmx.templates import (
@@ -39,6 +39,8 @@ from tvmx.templates import (
     data_zero_point,
     divisors,
     epilogue_constants,
+    factor,
+    factor_buffer,
     is_x86,
     requantised_int32,
 )
@@ -58,6 +60,7 @@ class DepthwiseVnni(ScheduleTemplate):
     name = "depthwise_vnni"
     op = "conv2d"
     precision = "int8"
+    roundings = ROUNDINGS
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -207,7 +210,7 @@ class _Emitter:
         weights = (self.blocks, plan.rows, plan.quads, w.kernel[1], WIDE)
         self.weight = argument("weight", weights, "int8")
         self.bias = argument("bias", (self.blocks, V), "int32")
-        self.multiplier = argument("multiplier", (self.blocks, V), "float32")
+        self.multiplier = argument("multiplier", *factor_buffer(w.epilogue, self.blocks, V))
         self.params = argument("params", (PARAMS,), "float32")
         self.residual = argument("residual", shape, "int8") if w.epilogue.residual else None
         self.out = argument("out", shape, "int8")
@@ -333,8 +336,7 @@ class _Emitter:
         residuals = self._residuals(at)
         whole = [
             requantised_int32(
-                value, _repeat(self.multiplier.vload([self.c, k * 4], "float32x4"), 4),
-                self.params, residual, lanes=V,
+                value, self._scales(k), self.params, residual, V, self.w.epilogue.rounding
             )
             for k, (value, residual) in enumerate(zip(sums, residuals, strict=True))
         ]  # fmt: skip
@@ -342,6 +344,14 @@ class _Emitter:
         halves = [_llvm("int16x32", pack, whole[k], whole[k + 1]) for k in (0, 2)]
         packed = _llvm(f"int8x{WIDE}", "llvm.x86.avx512.packsswb.512", *halves)
         ir.buffer_store(self.out, packed, [*at[:-1], tirx.Ramp(0, 1, WIDE)])
+
+    def _scales(self, k: int) -> tuple[Any, ...]:
+        """What the sums of channels 4k..4k+3 of 4 pixels are multiplied by."""
+        kind = f"{self.multiplier.dtype}x4"
+        return factor(
+            self.w.epilogue,
+            lambda *at: _repeat(self.multiplier.vload([*at, self.c, k * 4], kind), 4),
+        )
 
     def _residuals(self, at: list[Any]) -> list[Any]:
         """The residual of 4 pixels in the order of the sums, int32."""

@@ -16,9 +16,10 @@ from tvmx.build._memory import arena_bytes
 from tvmx.build._network import _lower
 from tvmx.errors import UsageError
 from tvmx.explore._budget import Budget
-from tvmx.explore._walk import GraphBorderWalk, estimate_arena, possible_conversions
+from tvmx.explore._walk import estimate_arena, possible_conversions
 from tvmx.ir import Implementation
 from tvmx.passes import lower
+from tvmx.search import GraphBorderWalk
 from tvmx.testing.models import residual_model
 
 PLAIN = Implementation(template="t", layout="NCHW", data_layout="NCHW")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.relay_files import DATA, Writer, blob, call, load, module_json, params_file, var
-from tvmx.errors import CorruptModelError, ModelError, TvmxError
+from tvmx.errors import CorruptModelError, ModelError, ModelShapeError, TvmxError
 from tvmx.frontends import check_model
 from tvmx.frontends.relay._flatten import flatten
 from tvmx.frontends.relay._graph import Function, GlobalVar, Tuple, TupleGetItem, Var
@@ -175,6 +175,17 @@ def test_a_cycle_is_found() -> None:
     writer.nodes[args]["data"] = [outer]
     with pytest.raises(CorruptModelError, match="contains itself"):
         read_module(writer.json(root), "file")
+
+
+@pytest.mark.parametrize("size", [1 << 29, 1 << 63, 1 << 70])
+def test_inputs_beyond_all_sizes(size: int) -> None:
+    text = f"""#[version = "0.0.5"]
+def @main(%x: Tensor[(1, {size}), float32]) -> Tensor[(1, {size}), float32] {{
+  nn.relu(%x)
+}}
+"""
+    with pytest.raises(ModelShapeError, match="'x' is too large"):
+        load(text, ".relay.txt")
 
 
 def test_recursion_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.network_plans import execute, host, narrow, network_of, registry
 from tests.qdq_models import QdqModel
 from tvmx.errors import BuildError
-from tvmx.explore._walk import GraphBorderWalk, estimate_arena, possible_conversions
+from tvmx.explore._walk import estimate_arena, possible_conversions
 from tvmx.ir import Plan
 from tvmx.passes import (
     Network,
@@ -23,6 +23,7 @@ from tvmx.passes import (
     int8_plan,
     lower,
 )
+from tvmx.search import GraphBorderWalk
 from tvmx.targets import Target
 from tvmx.testing.models import onnx_reference
 

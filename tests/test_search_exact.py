@@ -19,7 +19,7 @@ from tests.search_tables import (
     within,
 )
 from tvmx.errors import UsageError
-from tvmx.search import Budgets, DeployEnv, pick_memory, solve_exact
+from tvmx.search import Budgets, DeployEnv, pick_memory, solve_exact, solve_milp
 from tvmx.search import _exact as exact_module
 
 
@@ -61,6 +61,32 @@ def test_exact_is_the_brute_force_optimum_within_budgets(
     assert plan_us(table, plan.actions, edges) == pytest.approx(best)
     assert plan.accuracy_drop == table.accuracy_drop(plan.actions)
     assert plan.weights_bytes == table.weights_bytes(plan.actions)
+
+
+@pytest.mark.parametrize("objective", ["latency", "weights"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
+def test_highs_and_dynamic_programming_agree(objective: str, residual: bool, limited: bool) -> None:
+    """Chains and joins, free and within both budgets, deeper than brute force can go."""
+    for seed in range(3):
+        table, edges = mixed_table(seed, 14), residual_edges(14) if residual else None
+        walk = walk_of(table, edges)
+        budgets = tight_budgets(table, 0.2) if limited else Budgets()
+        one = solve_exact(table, walk, budgets, objective=objective)  # type: ignore[arg-type]
+        other = solve_milp(table, walk, budgets, objective=objective)  # type: ignore[arg-type]
+        assert one.exact and other.exact
+        assert budgets.allow(other.accuracy_drop, other.weights_bytes)
+        assert other.latency_us == pytest.approx(plan_us(table, other.actions, edges))
+        if objective == "latency":
+            assert one.latency_us == pytest.approx(other.latency_us, rel=1e-7)
+        else:
+            assert one.weights_bytes == pytest.approx(other.weights_bytes, rel=1e-5)
+
+
+def test_highs_refuses_what_nothing_keeps() -> None:
+    table = mixed_table(1, 4)
+    with pytest.raises(UsageError, match="no plan keeps"):
+        solve_milp(table, walk_of(table), Budgets(max_weights_bytes=1))
 
 
 @settings(max_examples=20, deadline=None)

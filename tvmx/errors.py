@@ -5,6 +5,7 @@
     TvmxError                    exit code 1
     ├── UsageError               exit code 2: the command line asks for something that cannot be
     │   ├── UnknownTargetError
+    │   ├── MissingExtraError    an optional dependency that is not installed
     │   └── UnwritableError      an output folder that cannot be written
     ├── ModelError               the network file
     │   ├── CorruptModelError
@@ -53,6 +54,10 @@ class UsageError(TvmxError):
 
 class UnknownTargetError(UsageError):
     """No target of that name, neither built in nor in the user's folder."""
+
+
+class MissingExtraError(UsageError):
+    """What was asked for needs an optional dependency; the hint names the extra."""
 
 
 class UnwritableError(UsageError):

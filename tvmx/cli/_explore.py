@@ -43,6 +43,7 @@ from tvmx.cli._parse import (
     parse_size,
 )
 from tvmx.cli._preflight import (
+    check_agent,
     check_data,
     check_measurable,
     check_metric,
@@ -83,6 +84,20 @@ class Objective(StrEnum):
     LATENCY = "latency"
     ARENA = "arena"
     WEIGHTS = "weights"
+
+
+class Agent(StrEnum):
+    """What chooses on the cost table."""
+
+    EXACT = "exact"
+    Q_LEARNING = "q-learning"
+    ANNEALING = "annealing"
+    EVOLUTION = "evolution"
+    COORDINATE = "coordinate"
+    TPE = "tpe"
+    GREEDY = "greedy"
+    RANDOM = "random"
+    POLICY = "policy"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -154,6 +169,21 @@ def explore_model(
             help="What the best plan is best at.",
         ),
     ] = Objective.LATENCY,
+    agent: Annotated[
+        Agent | None,
+        typer.Option(
+            "--agent",
+            metavar="exact|q-learning|annealing|evolution|coordinate|tpe|greedy|random|policy",
+            help="Who chooses on the cost table. Default: exact; q-learning where the arena "
+            "counts, which does not add up over the layers. tpe needs the extra `tpe`.",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", metavar="FILE", help="For --agent policy: a file of `tvmx train-agent`."
+        ),
+    ] = None,
     threads: Threads = None,
     cores: Cores = None,
     deadline: Deadline = None,
@@ -217,6 +247,7 @@ def explore_model(
             f"--skip {skip[0]!r}: without --data no layer becomes int8 anyway",
             hint="give --data FILE.npz, or leave out --skip",
         )
+    check_agent(agent, policy, objective, arena)
     metric_digest = "" if metric is None else check_metric(metric, data)
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
@@ -249,6 +280,8 @@ def explore_model(
         max_weights=weights,
         max_arena=arena,
         objective=objective.value,
+        agent=None if agent is None else agent.value,
+        policy=policy,
         manners=manners,
         schedules=folders,
         learn_from=tuple(learn_from or ()),

@@ -20,6 +20,7 @@ from tvmx.cli import (
     _schedules,
     _simulate,
     _targets,
+    _train_agent,
 )
 from tvmx.cli._errors import fail
 
@@ -57,6 +58,7 @@ for group in (
     _schedules,
     _quantise,
     _explore,
+    _train_agent,
     _bundle,
     _run,
     _bench,

@@ -65,6 +65,15 @@ def check_data(
     return load_data(path, inputs, seed, preprocess).digest
 
 
+def check_agent(agent: str | None, policy: Path | None, objective: str, arena: int | None) -> None:
+    """An agent that exists, has what it needs, and can choose by what is asked."""
+    if agent is None and policy is None:
+        return
+    from tvmx.search import Budgets, choose_agent
+
+    choose_agent(agent, policy, objective, Budgets(max_arena_bytes=arena))
+
+
 def check_metric(name: str, data: Path | None) -> str:
     """Fingerprint of a metric that can be imported; there must be data to apply it to."""
     from tvmx.accuracy import load_metric

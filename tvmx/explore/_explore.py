@@ -32,7 +32,7 @@ from tvmx.explore._lessons import lessons
 from tvmx.explore._outcome import Outcome
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import ExploreRequest, ExploreResult, Progress, Silent
-from tvmx.explore._search import KEPT, search
+from tvmx.explore._search import KEPT, agent_name, search
 from tvmx.explore._sizes import packed_sizes
 from tvmx.explore._table import ConversionKey, TunedTable, no_drop
 from tvmx.explore._transitions import measure_transitions
@@ -90,6 +90,7 @@ class _Exploration:
     def run(self) -> ExploreResult:
         request = self.request
         self.progress.stage("import")
+        agent_name(request)
         check_device(load_target(request.target), request.tracker)
         self.context = Context.open(
             request.model, request.shapes, request.target, request.schedules,

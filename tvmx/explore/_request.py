@@ -27,6 +27,8 @@ class ExploreRequest:
     ``equalise`` scales channels of neighbouring layers to like ranges before, ``bias_correction``
     takes what int8 adds to a channel's mean off its bias. ``skip`` are globs: layers whose names
     match one are never int8.
+    ``agent`` (of :data:`tvmx.search.AGENTS`, or ``policy``) chooses on the cost table; None is the
+    best one for what is asked, or that of the file ``policy``.
     ``data`` is an npz file, a folder of images (prepared as the file ``preprocess`` says) or
     ``module:function``. ``manners`` say how the devices are used: cores, deadlines, patience.
     ``learn_from`` are folders of earlier runs that the knob tuner starts from. ``prefilter``:
@@ -52,6 +54,8 @@ class ExploreRequest:
     max_weights: int | None = None
     max_arena: int | None = None
     objective: Objective = "latency"
+    agent: str | None = None
+    policy: Path | None = None
     manners: Manners = field(default_factory=Manners)
     schedules: tuple[Path, ...] = ()
     learn_from: tuple[Path, ...] = ()

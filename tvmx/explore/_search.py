@@ -1,4 +1,4 @@
-"""The search on the cost table: Q-learning episodes, the best distinct plans out of them."""
+"""The search on the cost table: an agent's episodes, the best distinct plans out of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from tvmx.errors import UsageError
 from tvmx.explore._table import ConversionKey, TunedTable
-from tvmx.explore._walk import GraphBorderWalk, estimate_arena
+from tvmx.explore._walk import estimate_arena
 from tvmx.search import (
     Budgets,
     DeployEnv,
-    QLearning,
+    GraphBorderWalk,
     TopCandidates,
+    choose_agent,
+    make_agent,
     pick_memory,
     plan_us,
     settle,
@@ -49,6 +51,12 @@ class Found:
     def describe(self) -> list[str]:
         """Lines for the result's notes."""
         return list(dict.fromkeys(self.notes))
+
+
+def agent_name(request: ExploreRequest) -> str:
+    """The agent that chooses. Raises UsageError for one that does not exist, or cannot choose."""
+    limits = Budgets(max_arena_bytes=request.max_arena)
+    return choose_agent(request.agent, request.policy, request.objective, limits)
 
 
 def search(
@@ -101,19 +109,40 @@ class _Search:
             self._table.table, self._walk(), objective=self._request.objective,
             arena_bytes=self._arena, budgets=self._budgets(self._limit),
         )  # fmt: skip
-        episodes = min(_MAX_EPISODES, 200 + _EPISODES_PER_LAYER * len(self._covered))
+        name = agent_name(self._request)
+        agent = make_agent(name, self._request.policy)
+        episodes = min(
+            agent.affordable or _MAX_EPISODES, _MAX_EPISODES,
+            200 + _EPISODES_PER_LAYER * len(self._covered),
+        )  # fmt: skip
         top = TopCandidates(_FROM_AGENT)
-        QLearning().train(env, episodes, self._request.seed, on_episode=top)
-        plans = [self._settled(c.actions) for c in top.best()]
-        best = solve_exact(self._table.table, self._walk(), self._budgets(self._limit))
-        known = "exact optimum" if best.exact else f"optimum within {best.gap:.1%} of"
+        agent.train(env, episodes, self._request.seed, on_episode=top)
+        found = [c.actions for c in top.best()]
         self._notes.append(
-            f"cost table: baseline templates tuned {env.baseline_us:.0f} us, agent's best after "
-            f"{episodes} episodes "
-            + (f"{self._latency(plans[0]):.0f} us" if plans else "none within the limits")
-            + f", {known} {best.latency_us:.0f} us"
+            f"cost table: baseline templates tuned {env.baseline_us:.0f} us, best of agent {name} "
+            f"after {episodes} episodes {self._compared(found)}"
         )
+        plans = [self._settled(actions) for actions in found]
         return [plan for plan in plans if self._lossless(plan)]
+
+    def _compared(self, found: Sequence[Assignment]) -> str:
+        """The agent's best plan beside the optimum of the table, where that can be had."""
+        request, table = self._request, self._table.table
+        if not found:
+            return "none within the limits"
+        us = self._latency(found[0])
+        if request.objective == "arena" or request.max_arena is not None:
+            return f"{us:.0f} us (no optimum: the arena does not add up over the layers)"
+        budgets = self._budgets(self._limit)
+        best = solve_exact(table, self._walk(), budgets, objective=request.objective)
+        known = "the optimum" if best.exact else f"a plan within {best.gap:.1%} of the optimum"
+        if request.objective == "weights":
+            size = table.weights_bytes(found[0])
+            regret = size / max(1, best.weights_bytes) - 1
+            return f"{size} bytes, {regret:.2%} above {known}, {best.weights_bytes} bytes"
+        return (
+            f"{us:.0f} us, {us / best.latency_us - 1:.2%} above {known}, {best.latency_us:.0f} us"
+        )
 
     def _within(self, solve: Callable[[float], Assignment]) -> Assignment | None:
         """The plan of ``solve`` at the loosest accuracy budget that keeps the limit jointly."""

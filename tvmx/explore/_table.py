@@ -18,6 +18,7 @@ from tvmx.ir import (
     transition_key,
 )
 from tvmx.passes import choose, versions
+from tvmx.search import target_features
 
 if TYPE_CHECKING:
     from tvmx.explore._context import Context
@@ -46,6 +47,8 @@ class TunedTable:
             layers=tuple(self._costs(layer, sizes) for layer in self.layers),
             transitions={transition_key(*key): us for key, us in transitions.items()},
             workloads={layer.workload.digest: layer.workload for layer in self.layers},
+            graph=context.network.graph,
+            target=target_features(context.target),
         )
 
     def options(self, layer: Layer) -> list[Tuned]:

@@ -1,11 +1,10 @@
-"""Border costs and arena of a plan, from the same layout walk that lowering uses."""
+"""The conversions plans may need and the arena of a plan, from the layout walk of lowering."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from tvmx.errors import UsageError
 from tvmx.ir import (
     PLAIN,
     Conversion,
@@ -13,7 +12,6 @@ from tvmx.ir import (
     LayoutWalk,
     NetworkGraph,
     Node,
-    WalkState,
     is_int8,
     layout_of,
     plain_or_blocked,
@@ -22,78 +20,6 @@ from tvmx.ir import (
 )
 
 ConversionKey = tuple[tuple[int, ...], str, str]
-
-
-class GraphBorderWalk:
-    """The environment's border costs over a real network.
-
-    ``costs`` maps a conversion's key to us. ``covered`` lists, in network order, the layers
-    that have implementations to choose from; ``place`` takes positions in that list.
-    """
-
-    def __init__(
-        self, graph: NetworkGraph, covered: Sequence[int], costs: Mapping[ConversionKey, float]
-    ) -> None:
-        self._graph = graph
-        self._covered = tuple(covered)
-        self._costs = costs
-        self._walk = LayoutWalk(graph)
-        self._nodes = graph.nodes
-        self._stops = frozenset(covered)
-        last = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
-        last |= dict.fromkeys(graph.outputs, len(graph.nodes))
-        self._expiring: dict[int, list[int]] = {}
-        for value, index in last.items():
-            self._expiring.setdefault(index, []).append(value)
-        self.reset()
-
-    def reset(self) -> None:
-        """Back to the network's inputs."""
-        self._walk.reset()
-        self._cursor = 0
-        self._advance()
-
-    def place(self, layer_index: int, implementation: Implementation) -> float:
-        """Us of the conversions caused by this layer and by what follows up to the next one.
-
-        Raises:
-            UsageError: layers are placed out of network order.
-        """
-        node = self._nodes[self._cursor] if self._cursor < len(self._nodes) else None
-        if node is None or node.layer != self._covered[layer_index]:
-            raise UsageError(f"layer {layer_index} is placed out of order")
-        return self._step(node, implementation) + self._advance()
-
-    def state(self) -> Hashable:
-        """Position and layouts of the values still to be read."""
-        return (self._cursor, self._walk.state())
-
-    def restore(self, state: Hashable) -> None:
-        """Go back to what :meth:`state` returned."""
-        self._cursor, layouts = cast(tuple[int, WalkState], state)
-        self._walk.restore(layouts)
-
-    def finish(self) -> float:
-        """Us of bringing the network outputs back to the plain layout."""
-        return self._cost(self._walk.finish())
-
-    def _advance(self) -> float:
-        cost = 0.0
-        while self._cursor < len(self._nodes):
-            node = self._nodes[self._cursor]
-            if node.layer in self._stops:
-                break
-            cost += self._step(node, None)
-        return cost
-
-    def _step(self, node: Node, implementation: Implementation | None) -> float:
-        conversions = self._walk.step(node, implementation).conversions
-        self._walk.forget(self._expiring.get(self._cursor, ()))
-        self._cursor += 1
-        return self._cost(conversions)
-
-    def _cost(self, conversions: Sequence[Conversion]) -> float:
-        return sum(self._costs[c.key] for c in conversions)
 
 
 def possible_conversions(

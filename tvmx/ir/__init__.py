@@ -36,10 +36,12 @@ from tvmx.ir._plan import Activation, LayerChoice, Plan
 from tvmx.ir._source import DataSource, Preprocess
 from tvmx.ir._sparsity import DENSE, LEVELS, BlockSparsity
 from tvmx.ir._workload import (
+    ROUNDINGS,
     Conv2dWorkload,
     DataType,
     DenseWorkload,
     Epilogue,
+    Rounding,
     Workload,
     workload_from_json,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "LEVELS",
     "MATRIX",
     "PLAIN",
+    "ROUNDINGS",
     "Activation",
     "BlockSparsity",
     "ChannelValues",
@@ -72,6 +75,7 @@ __all__ = [
     "Placement",
     "Plan",
     "Preprocess",
+    "Rounding",
     "SourceNode",
     "Space",
     "StatedValue",

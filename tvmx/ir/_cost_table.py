@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tvmx.errors import StoreError
+from tvmx.ir._graph import NetworkGraph
 from tvmx.ir._implementation import Implementation
 from tvmx.ir._layout import MATRIX, PLAIN, block_of, dtype_of, stored_as
 from tvmx.ir._workload import Workload
@@ -86,7 +87,9 @@ class CostTable(BaseModel):
 
     ``transitions`` maps :func:`transition_key` to us. ``workloads`` (digest to workload)
     makes the table self-describing: the environment takes its layer features from there,
-    and leaves the shape features of a layer whose workload is absent at zero.
+    and leaves the shape features of a layer whose workload is absent at zero. ``graph`` is the
+    network: with it the borders of branches and joins are known too, without it layers are a chain.
+    ``target`` is the device as numbers between 0 and 1, for policies that know several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +98,8 @@ class CostTable(BaseModel):
     layers: tuple[LayerCosts, ...] = Field(min_length=1)
     transitions: dict[str, Border] = Field(default_factory=dict)
     workloads: dict[str, Workload] = Field(default_factory=dict)
+    graph: NetworkGraph | None = None
+    target: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _digests(self) -> CostTable:

@@ -5,14 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+    model_validator,
+)
 
 from tvmx.ir._sparsity import DENSE
 
 DataType = Literal["float32", "float16", "int8"]
 """What a kernel computes with; the int8 one accumulates in int32 and writes int8."""
+Rounding = Literal["even", "upward", "tonearest", "gemmlowp"]
+"""How int8 kernels bring sums to the output's scale, as the model's origin does it.
+
+``even``: times a float32, halves to the even one (ONNX, PyTorch). The others multiply by a 31-bit
+integer and shift right: halves go up (``upward``, Relay's default), away from zero
+(``tonearest``, Relay's other), or are rounded twice as TFLite's gemmlowp does.
+"""
+ROUNDINGS: frozenset[Rounding] = frozenset(get_args(Rounding))
 
 
 class _Frozen(BaseModel):
@@ -23,16 +39,32 @@ class Epilogue(_Frozen):
     """What is fused behind an anchor operator, in this order: bias, residual add, clip.
 
     ``clip_min`` and ``clip_max`` are bounds on the output; ``relu`` is ``clip_min=0``,
-    ``relu6`` is ``(0, 6)``; ``None`` means unbounded on that side.
+    ``relu6`` is ``(0, 6)``; ``None`` means unbounded on that side. ``rounding`` is that of int8
+    layers; a residual is added only in ``even``.
     """
 
     bias: bool = False
     residual: bool = False
     clip_min: float | None = None
     clip_max: float | None = None
+    rounding: Rounding = "even"
+
+    @model_validator(mode="after")
+    def _no_residual_in_fixed_point(self) -> Self:
+        if self.residual and self.rounding != "even":
+            raise ValueError(f"a residual is not added in rounding {self.rounding!r}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``even`` is left out: digests stay what they were before there were others."""
+        fields: dict[str, Any] = handler(self)
+        if self.rounding == "even":
+            fields.pop("rounding", None)
+        return fields
 
     def describe(self) -> str:
-        """Short form for tables, such as ``bias+add+relu``."""
+        """Short form for tables, such as ``bias+add+relu`` or ``bias+upward``."""
         parts = [n for n, on in (("bias", self.bias), ("add", self.residual)) if on]
         if (self.clip_min, self.clip_max) == (0.0, None):
             parts.append("relu")
@@ -40,6 +72,8 @@ class Epilogue(_Frozen):
             parts.append("relu6")
         elif self.clip_min is not None or self.clip_max is not None:
             parts.append(f"clip[{self.clip_min},{self.clip_max}]")
+        if self.rounding != "even":
+            parts.append(self.rounding)
         return "+".join(parts)
 
 

@@ -1,12 +1,20 @@
 """The exact arithmetic that kernels must reproduce: int8 affine numbers, block pruning."""
 
 from tvmx.numerics._constants import LayerConstants, Requantise
+from tvmx.numerics._fixed_point import (
+    FIXED_BITS,
+    LONGEST_SHIFT,
+    fixed_point,
+    fixed_points,
+    multiply_fixed,
+)
 from tvmx.numerics._fma import fma
 from tvmx.numerics._layer import LayerParams, StatedWeight, clip_to, corrected, layer_constants
 from tvmx.numerics._operators import (
     Pool2d,
     add_int8,
     avg_pool_int8,
+    avg_pool_whole,
     clip_int8,
     concat_int8,
     lookup_int8,
@@ -22,6 +30,7 @@ from tvmx.numerics._quantise import (
     WEIGHT_MAX,
     QuantParams,
     dequantise,
+    fits_int8,
     quantise,
     quantise_weight,
     rescale,
@@ -32,10 +41,11 @@ from tvmx.numerics._quantise import (
 from tvmx.numerics._requantise import requantise
 
 __all__ = [
-    "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants", "LayerParams", "Pool2d",
-    "QuantParams", "Requantise", "StatedWeight", "add_int8", "avg_pool_int8", "block_rows",
-    "clip_int8", "clip_to", "concat_int8", "corrected", "dequantise", "fma", "layer_constants",
-    "lookup_int8", "max_pool_int8", "mean_int8", "multiply_int8", "product_factor", "prune",
-    "quantise", "quantise_weight", "requantise", "rescale", "rescale_add", "rescale_factor",
-    "sum_factors",
+    "FIXED_BITS", "LONGEST_SHIFT", "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants",
+    "LayerParams", "Pool2d", "QuantParams", "Requantise", "StatedWeight", "add_int8",
+    "avg_pool_int8", "avg_pool_whole", "block_rows", "clip_int8", "clip_to", "concat_int8",
+    "corrected", "dequantise", "fits_int8", "fixed_point", "fixed_points", "fma",
+    "layer_constants", "lookup_int8", "max_pool_int8", "mean_int8", "multiply_fixed",
+    "multiply_int8", "product_factor", "prune", "quantise", "quantise_weight", "requantise",
+    "rescale", "rescale_add", "rescale_factor", "sum_factors",
 ]  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmx.ir import Rounding
+
 
 @dataclass(frozen=True, eq=False)
 class Requantise:
@@ -16,16 +18,20 @@ class Requantise:
     ``multiplier`` is float32 (out_channels,): data scale * weight scale / output scale.
     ``residual_factor`` and ``residual_offset`` are the float32 numbers of
     :func:`tvmx.numerics.requantise` for a residual (both zero points are in the offset). ``low``
-    and ``high`` are the clip bounds on the s8 output.
+    and ``high`` are the clip bounds on the s8 output. In a ``rounding`` other than ``even``
+    ``multiplier`` and ``shift`` are int32 (out_channels,) as
+    :func:`tvmx.numerics.multiply_fixed` takes them; then there is no residual.
     """
 
-    multiplier: npt.NDArray[np.float32]
+    multiplier: npt.NDArray[Any]
     data_zero_point: int
     out_zero_point: int
     low: int
     high: int
     residual_factor: float = 0.0
     residual_offset: float = 0.0
+    rounding: Rounding = "even"
+    shift: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, eq=False)

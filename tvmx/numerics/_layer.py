@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tvmx.ir import Conv2dWorkload, DenseWorkload
 from tvmx.numerics._constants import LayerConstants, Requantise
+from tvmx.numerics._fixed_point import fixed_points
 from tvmx.numerics._quantise import QMAX, QMIN, QuantParams, quantise_weight, rescale_factor
 
 _BIAS_LIMIT = 2**30
@@ -44,8 +45,11 @@ def layer_constants(
     The bias is rounded to the accumulators' scale (data scale * weight scale) and bounded to
     +-2**30, so that no sum overflows. Where the model states the weight in int8, the ``stated``
     one is used, and scales are multiplied in float32 as ONNX Runtime's QLinearConv does
-    (``quant_utils``, ``ComputeOutputScale``), so that ties fall alike.
+    (``quant_utils``, ``ComputeOutputScale``), so that ties fall alike. In a workload's fixed-point
+    rounding the multipliers are the nearest 31-bit ones.
     """
+    rounding, shift = workload.epilogue.rounding, None
+    multiplier: npt.NDArray[Any]
     if stated is None:
         quantised, scales = quantise_weight(weight)
         accumulator = np.float64(params.data.scale) * scales.astype(np.float64)
@@ -60,6 +64,8 @@ def layer_constants(
     sums = quantised.reshape(len(weight), -1).sum(axis=1, dtype=np.int64)
     folded = np.clip(offset - params.data.zero_point * sums, -_BIAS_LIMIT, _BIAS_LIMIT)
     low, high = clip_bounds(workload, params.out)
+    if rounding != "even":
+        multiplier, shift = fixed_points(multiplier)
     factor, moved = _residual(params)
     how = Requantise(
         multiplier=multiplier,
@@ -69,6 +75,8 @@ def layer_constants(
         high=high,
         residual_factor=float(factor),
         residual_offset=float(moved),
+        rounding=rounding,
+        shift=shift,
     )
     return LayerConstants(quantised, folded.astype(np.int32), how)
 

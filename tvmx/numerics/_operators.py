@@ -128,8 +128,20 @@ def avg_pool_int8(
     quotient is multiplied by the float32 :func:`tvmx.numerics.rescale_factor` before rounding,
     and the zero point is the output's.
     """
-    shifted = np.asarray(data, np.int32) - params.zero_point
-    total = np.add.reduce(_taps(shifted, pool, 0))
+    total, count = _window_sums(np.asarray(data, np.int32) - params.zero_point, pool)
+    return _mean(total, count.astype(np.float32), params, out)
+
+
+def avg_pool_whole(data: Array, pool: Pool2d) -> npt.NDArray[np.int64]:
+    """Average over each window of integers (n, c, h, w), rounded towards zero; padding is 0."""
+    total, count = _window_sums(np.asarray(data, np.int64), pool)
+    result: npt.NDArray[np.int64] = np.sign(total) * (np.abs(total) // count)
+    return result
+
+
+def _window_sums(data: Array, pool: Pool2d) -> tuple[Array, Array]:
+    """Sum over each window, and how many values it is averaged over: at least 1."""
+    total = np.add.reduce(_taps(data, pool, 0))
     height, width = data.shape[2:]
     counted = np.ones((1, 1, height, width), np.int32)
     if pool.count_include_pad:
@@ -137,8 +149,7 @@ def avg_pool_int8(
         counted = np.ones((1, 1, top + height + bottom, left + width + right), np.int32)
         pool = replace(pool, padding=(0, 0, 0, 0))
     rows, columns = total.shape[2:]
-    count = np.add.reduce(_taps(counted, pool, 0, (rows, columns)))
-    return _mean(total, np.maximum(count, 1).astype(np.float32), params, out)
+    return total, np.maximum(np.add.reduce(_taps(counted, pool, 0, (rows, columns))), 1)
 
 
 def mean_int8(data: Array, params: QuantParams, out: QuantParams | None = None) -> Int8:

@@ -93,6 +93,19 @@ def quantise_weight(weight: npt.NDArray[Any]) -> tuple[Int8, Float]:
     return np.clip(rounded, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scale
 
 
+def fits_int8(weight: npt.NDArray[Any]) -> Int8 | None:
+    """Whole numbers (int32 or wider, output channels first) as a weight in s8; None if too large.
+
+    They lie in [-127, 127], but for one -128 in each output channel (torch's symmetric observers
+    give the largest weight 127.5 steps): 128 * 128 + 128 * 127 fits the int16 sums of two products
+    as well.
+    """
+    lowest = weight.reshape(len(weight), -1) == -WEIGHT_MAX - 1
+    if (np.abs(weight) > WEIGHT_MAX).sum() != lowest.sum() or lowest.sum(axis=1).max() > 1:
+        return None
+    return np.ascontiguousarray(weight.astype(np.int8))
+
+
 def rescale_factor(source: QuantParams, destination: QuantParams) -> np.float32:
     """The float32 factor from one scale to another."""
     return np.float32(source.scale / destination.scale)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx.numerics._constants import Requantise
+from tvmx.numerics._fixed_point import multiply_fixed
 from tvmx.numerics._fma import fma
 from tvmx.numerics._quantise import Int8, _moved
 
@@ -17,11 +18,17 @@ def requantise(
 ) -> Int8:
     """s8 output of int32 accumulators (bias included), channels on axis 1.
 
-    Without a residual: ``rint(clip(float(acc) * multiplier, low - zp, high - zp)) + zp``.
-    With one: ``rint(clip(fma(float(acc), multiplier, fma(residual, factor, offset)), low, high))``.
+    In rounding ``even``: ``rint(clip(float(acc) * multiplier, low - zp, high - zp)) + zp``.
+    With a residual:
+    ``rint(clip(fma(float(acc), multiplier, fma(residual, factor, offset)), low, high))``.
+    In the others: ``clip(multiply_fixed(acc, multiplier, shift) + zp, low, high)``.
     """
     shape = (1, -1) + (1,) * (accumulators.ndim - 2)
     zero = how.out_zero_point
+    if how.shift is not None:
+        factor = how.multiplier.reshape(shape), how.shift.reshape(shape)
+        scaled = multiply_fixed(accumulators.astype(np.int32), *factor, how.rounding)
+        return np.clip(scaled + zero, how.low, how.high).astype(np.int8)
     values = accumulators.astype(np.int32).astype(np.float32)
     if residual is None:
         scaled = values * how.multiplier.reshape(shape)

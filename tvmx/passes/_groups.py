@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx._tvm import relax, tvm
-from tvmx.ir import Conv2dWorkload, DataType, DenseWorkload, Epilogue
-from tvmx.numerics import StatedWeight
+from tvmx.ir import Conv2dWorkload, DataType, DenseWorkload, Epilogue, Rounding
+from tvmx.numerics import LayerConstants, StatedWeight
 from tvmx.passes._dataflow import op_name
 from tvmx.passes._operator import clip_bounds
 from tvmx.passes._qdq import Qdq
@@ -43,7 +43,9 @@ class Group:
     """A layer in the making: indices of its bindings, and its logical constants.
 
     ``stated`` is the int8 weight where the model states the layer in int8; then ``quantising``
-    is the binding that makes its output int8.
+    is the binding that makes its output int8. It is all constants where the model states the layer
+    in whole numbers throughout, in its ``rounding``. ``padding`` (top, left, bottom, right) is
+    added to the anchor's own.
     """
 
     anchor: int
@@ -52,8 +54,10 @@ class Group:
     bias: Array | None = None
     residual: Any = None
     clip: tuple[float | None, float | None] | None = None
-    stated: StatedWeight | None = None
+    stated: StatedWeight | LayerConstants | None = None
     quantising: int | None = None
+    rounding: Rounding = "even"
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def last(self) -> int:
@@ -183,6 +187,7 @@ def workload_of(call: Any, group: Group) -> Conv2dWorkload | DenseWorkload:
         residual=group.residual is not None,
         clip_min=low,
         clip_max=high,
+        rounding=group.rounding,
     )
     shape = static_shape(call.args[0]) or ()
     dtype: DataType = "float32" if group.stated is None else "int8"
@@ -192,9 +197,13 @@ def workload_of(call: Any, group: Group) -> Conv2dWorkload | DenseWorkload:
             out_features=group.weight.shape[0], epilogue=epilogue,
         )  # fmt: skip
     attrs = call.attrs
-    top, left, bottom, right = (int(p) for p in attrs.padding)
+    top, left, bottom, right = (
+        int(own) + more for own, more in zip(attrs.padding, group.padding, strict=True)
+    )
     return Conv2dWorkload(
-        dtype=dtype, batch=shape[0], in_channels=shape[1], height=shape[2], width=shape[3],
+        dtype=dtype, batch=shape[0], in_channels=shape[1],
+        height=shape[2] - group.padding[0] - group.padding[2],
+        width=shape[3] - group.padding[1] - group.padding[3],
         out_channels=group.weight.shape[0],
         kernel=(group.weight.shape[2], group.weight.shape[3]),
         strides=(int(attrs.strides[0]), int(attrs.strides[1])),

@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError
-from tvmx.ir import ChannelValues, Conv2dWorkload, Layer, NetworkGraph, Node, StatedValue
-from tvmx.numerics import StatedWeight
+from tvmx.ir import (
+    ChannelValues,
+    Conv2dWorkload,
+    Layer,
+    NetworkGraph,
+    Node,
+    NodeKind,
+    StatedValue,
+)
+from tvmx.numerics import LayerConstants, StatedWeight
 from tvmx.passes._dataflow import const, op_name
 from tvmx.passes._groups import (
     Group,
@@ -22,6 +30,8 @@ from tvmx.passes._groups import (
     static_shape,
     workload_of,
 )
+from tvmx.passes._integer_layer import IntegerLayer
+from tvmx.passes._integers import PARAMS, Integers, operator_in
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
 from tvmx.passes._operator import Operator, operator_of
@@ -41,14 +51,15 @@ class LayerStep:
 
     ``weight`` is OIHW (or (out, in) for dense), ``bias`` is ``(out_channels,)`` or None.
     ``bindings`` are the original ones, emitted as they are where no template covers the layer.
-    ``stated`` is the weight of a layer that the model states in int8.
+    ``stated`` is the weight of a layer that the model states in int8, or all constants of one that
+    it states in whole numbers throughout.
     """
 
     layer: Layer
     bindings: tuple[Any, ...]
     weight: Array
     bias: Array | None
-    stated: StatedWeight | None = None
+    stated: StatedWeight | LayerConstants | None = None
 
 
 @dataclass(frozen=True)
@@ -99,23 +110,26 @@ def extract_layers(model: Model) -> Network:
     groups = find_groups(bindings, single_readers(bindings, uses), qdq)
     taken = {i for group in groups for i in (*group.members, group.last)}
     operators = {group.members[-1]: group for group in qdq.operators(uses, taken)}
-    return _Assembly(model, bindings, qdq, groups, operators, find_lrns(bindings, uses)).network()
+    integers = Integers(bindings, [func.body.body])
+    lrns = find_lrns(bindings, uses)
+    return _Assembly(model, bindings, qdq, integers, groups, operators, lrns).network()
 
 
 class _Assembly:
     """Numbers values and lines up nodes and steps."""
 
     def __init__(
-        self, model: Model, bindings: list[Any], qdq: Qdq, groups: list[Group],
-        operators: dict[int, OperatorGroup], lrns: dict[int, Lrn],
+        self, model: Model, bindings: list[Any], qdq: Qdq, integers: Integers,
+        groups: list[Group], operators: dict[int, OperatorGroup], lrns: dict[int, Lrn],
     ) -> None:  # fmt: skip
-        self._model, self._bindings, self._qdq = model, bindings, qdq
+        self._model, self._bindings = model, bindings
+        self._qdq, self._integers = qdq, integers
         self._groups = {group.last: group for group in groups}
         self._operators, self._lrns = operators, lrns
         inside = {i for group in groups for i in (*group.members, group.last)}
         inside |= {i for lrn in lrns.values() for i in lrn.members}
         inside |= {i for group in operators.values() for i in group.members}
-        self._inside = inside | qdq.skipped
+        self._inside = inside | qdq.skipped | integers.members
         self._read_as_float = self._float_reads() if qdq.params else set()
         self._ids: dict[Any, int] = {}
         self._shapes: list[tuple[int, ...]] = []
@@ -128,6 +142,8 @@ class _Assembly:
         model = self._model
         func = model.mod["main"]
         inputs = tuple(self._number(p) for p in func.params)
+        for param in func.params:
+            self._enter_integers(param)
         for index, binding in enumerate(self._bindings):
             self._step(index, binding)
         outputs = tuple(self._number(v) for v in free_vars(func.body.body))
@@ -136,6 +152,11 @@ class _Assembly:
             StatedValue(self._ids[var], params.scale, params.zero_point, params.unsigned)
             for q, params in qdq.params.items()
             if (var := qdq.canonical[q]) in self._ids
+        )
+        stated += tuple(
+            StatedValue(self._ids[var], PARAMS.scale, PARAMS.zero_point)
+            for var in self._integers.canonical.values()
+            if var in self._ids
         )
         graph = NetworkGraph(
             tuple(self._layers), tuple(self._nodes), tuple(self._shapes), inputs, outputs,
@@ -158,6 +179,10 @@ class _Assembly:
             self._layer(self._groups[index])
         elif index in self._operators:
             self._operator(self._operators[index])
+        elif index in self._integers.layers:
+            self._integer_layer(self._integers.layers[index])
+        elif index in self._integers.operators:
+            self._integer_operator(index)
         elif binding.var in self._qdq.params:
             self._quantise(binding)
         elif binding.var in self._qdq.entered:
@@ -166,6 +191,10 @@ class _Assembly:
             self._other(binding)
         if binding.var in self._qdq.raw:
             self._requantise(binding)
+        self._enter_integers(binding.var)
+        if binding.var in self._integers.raw:
+            call = self._integers.exit(binding.var)
+            self._other(relax.VarBinding(binding.var, call))
 
     def _put(self, node: Node, step: LayerStep | OpStep) -> None:
         self._nodes.append(node)
@@ -197,6 +226,45 @@ class _Assembly:
         node = Node(kind, operands, self._number(self._qdq.canonical[q]), group.operator.kind,
                     int8=True)  # fmt: skip
         self._put(node, OpStep(group.binding, operator=group.operator))
+
+    def _integer_layer(self, found: IntegerLayer) -> None:
+        """One that the model states in whole numbers."""
+        canonical, bias = self._integers.canonical, found.constants.bias
+        weight = found.constants.weight.astype(np.float32)
+        group = Group(found.anchor, list(found.members), weight, bias if found.bias else None,
+                      stated=found.constants, rounding=found.rounding,
+                      padding=found.padding)  # fmt: skip
+        layer = self._describe(group)
+        self._layers.append(layer)
+        made = self._bindings[found.members[-1]].var
+        operands = (self._number(canonical[found.source]),)
+        self._put(
+            Node("layer", operands, self._number(canonical[made]), layer.op, layer.index),
+            LayerStep(layer, self._integers.as_written(found), weight, None, found.constants),
+        )
+
+    def _integer_operator(self, index: int) -> None:
+        """Whole numbers between layers."""
+        group, canonical = self._integers.operators[index], self._integers.canonical
+        operator, binding = operator_in(group), self._bindings[index]
+        kind: NodeKind = "concat" if group.concatenates and len(group.shape) == 4 else "follow"
+        if operator.kind == "reshape":
+            kind = classify(binding)
+        operands = tuple(self._number(canonical[q]) for q in group.sources)
+        self._put(
+            Node(kind, operands, self._number(canonical[group.output]), operator.kind, int8=True),
+            OpStep(binding, operator=operator),
+        )
+
+    def _enter_integers(self, q: Any) -> None:
+        """A value of a byte that something else makes, for integer layers to read."""
+        if q not in self._integers.entering:
+            return
+        data = relax.DataflowVar(f"{q.name}_float", self._integers.canonical[q].ty)
+        binding = relax.VarBinding(data, self._integers.entry(q))
+        self._other(binding)
+        made = self._number(self._integers.canonical[q])
+        self._put(Node("quantise", (self._number(data),), made, "quantise"), OpStep(binding))
 
     def _quantise(self, binding: Any) -> None:
         """A value that no int8 kernel makes."""

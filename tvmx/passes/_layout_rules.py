@@ -84,7 +84,7 @@ def emit_blocked(bb: Any, call: Any, operands: dict[Any, Any], layout: str) -> A
     if name == "relax.concat":
         return relax.op.concat([operands[p] for p in call.args[0].fields], axis=1)
     if name in _POOLS:
-        return _pool(bb, call, operands[call.args[0]], layout)
+        return pool_blocked(bb, call, operands[call.args[0]], layout)
     if name in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
         return relax.op.mean(operands[call.args[0]], axis=[2, 3], keepdims=True)
     rank4 = next(_shape(a) for a in call.args if not _is_const(a) and len(_shape(a)) == 4)
@@ -103,7 +103,8 @@ def _blocked_const(expr: Any, rank4: tuple[int, ...], layout: str) -> Any:
     return relax.const(to_physical(np.ascontiguousarray(array.reshape(shape)), layout))
 
 
-def _pool(bb: Any, call: Any, data: Any, layout: str) -> Any:
+def pool_blocked(bb: Any, call: Any, data: Any, layout: str) -> Any:
+    """A 2-d pooling call on ``data`` in a blocked layout."""
     attrs = call.attrs
 
     def compute(x: Any) -> Any:

@@ -147,6 +147,8 @@ class _Lowering:
         """Logical constants: as trained, or quantised with the plan's scales."""
         if choice.implementation.precision != "int8":
             return LayerConstants(step.weight, step.bias)
+        if isinstance(step.stated, LayerConstants):
+            return step.stated
         params = layer_params(node, self.params, step.layer.name)
         bias = corrected(step.bias, self.corrections.get(step.layer.index))
         return layer_constants(step.layer.workload, step.weight, bias, params, step.stated)
@@ -187,6 +189,8 @@ class _Lowering:
         out = self.params[node.output]
         if operator.kind == "reshape":
             return self.bb.emit(relax.op.reshape(operands[0], graph.shapes[node.output]))
+        if operator.group is not None:
+            return operator.group.emit(self.bb, operands, form)
         if operator.chain is not None:
             operands = [operands[0], relax.const(operator.chain.table(params[0], out))]
 
@@ -282,7 +286,8 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
     """Lower a model by a plan; every PrimFunc of the result is scheduled for ``target``.
 
     Raises:
-        BuildError: the plan is for another model, or hits no layer at all.
+        BuildError: the plan is for another model, or hits no layer at all; TVM cannot lower
+            an operator.
         TemplateError: a template refuses the plan's config.
     """
     lowered = _Lowering(equalised(network, plan.equalisation), plan, registry, target).run()
@@ -291,7 +296,12 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
             f"none of the {lowered.total} layers of {network.model.path} is covered by a template",
             hint="`tvmx schedules` lists the templates and what they support",
         )
-    mod = finish_relax(lowered.mod, target)
+    try:
+        mod = finish_relax(lowered.mod, target)
+    except Exception as err:  # TVM raises errors of its own and Python's alike
+        text = " ".join(str(err).split())[:600]
+        path = network.model.path
+        raise BuildError(f"cannot lower {path} for target {target.name!r}: {text}") from err
     return Lowered(mod, lowered.hits, lowered.total, lowered.conversions, lowered.weights_bytes)
 
 

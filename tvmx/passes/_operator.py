@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,8 +14,20 @@ from tvmx.passes._dataflow import dtype_of, op_name, shape_of
 from tvmx.passes._layout_rules import global_mean
 from tvmx.passes._table import ALONE, Chain, is_elementwise
 
+if TYPE_CHECKING:
+    from tvmx.passes._integer_ops import IntegerGroup
+
 Kind = Literal[
-    "add", "multiply", "concat", "max_pool", "avg_pool", "mean", "clip", "reshape", "table"
+    "add",
+    "multiply",
+    "concat",
+    "max_pool",
+    "avg_pool",
+    "mean",
+    "clip",
+    "reshape",
+    "table",
+    "integer",
 ]
 TIED = frozenset({"max_pool", "avg_pool", "mean", "clip", "reshape"})
 """Kinds whose int8 output keeps the scale and zero point of their input."""
@@ -31,7 +43,7 @@ class Operator:
     ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound), and for an
     ``add`` that a clip follows. ``add``, ``multiply`` and ``concat`` (of channels) have at least
     two inputs, all others one; a ``multiply`` may broadcast (n, c, 1, 1). ``chain`` is what a
-    ``table`` holds the values of.
+    ``table`` holds the values of, ``group`` what an ``integer`` operator consists of.
     """
 
     kind: Kind
@@ -39,6 +51,7 @@ class Operator:
     low: float | None = None
     high: float | None = None
     chain: Chain | None = field(default=None, compare=False)
+    group: IntegerGroup | None = field(default=None, compare=False)
 
     @property
     def tied(self) -> bool:
@@ -67,7 +80,7 @@ def operator_of(binding: Any, reads: Sequence[Any]) -> Operator | None:
     if name in _RESHAPES and shape[:1] == out[:1] and {len(shape), len(out)} <= {2, 4}:
         return Operator("reshape")
     if name in _POOLS and str(call.attrs.layout) == "NCHW":
-        return Operator(_POOLS[name], _pool(call.attrs))
+        return Operator(_POOLS[name], pool_of(call))
     if name == "relax.mean" and len(shape) == 4 and global_mean(call):
         return Operator("mean")
     if name == "relax.nn.adaptive_avg_pool2d" and out[2:] == (1, 1):
@@ -102,7 +115,9 @@ def clip_bounds(call: Any) -> tuple[float | None, float | None] | None:
     return None
 
 
-def _pool(attrs: Any) -> Pool2d:
+def pool_of(call: Any) -> Pool2d:
+    """The geometry of a 2-d pooling call."""
+    attrs = call.attrs
     top, left, bottom, right = (int(p) for p in attrs.padding)
     return Pool2d(
         kernel=(int(attrs.pool_size[0]), int(attrs.pool_size[1])),

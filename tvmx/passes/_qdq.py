@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx._tvm import relax
-from tvmx.numerics import WEIGHT_MAX, QuantParams, StatedWeight
+from tvmx.numerics import QuantParams, StatedWeight, fits_int8
 from tvmx.passes._dataflow import array_of, dtype_of, op_name, variables
 from tvmx.passes._operator import Operator, clip_bounds, operator_of
 from tvmx.passes._table import chain_of
@@ -116,9 +116,7 @@ class Qdq:
     def stated_weight(self, expr: Any, axis: int) -> StatedWeight | None:
         """A quantised weight in s8, output channels (``axis``) first; None if it has no such form.
 
-        Zero points must vanish: after them the weight lies in [-127, 127], but for one -128 in
-        each output channel (torch's symmetric observers give the largest weight 127.5 steps):
-        128 * 128 + 128 * 127 fits the int16 sums of two products as well.
+        Zero points must vanish: after them the weight fits s8 (:func:`tvmx.numerics.fits_int8`).
         """
         call = self._weights.get(expr) if isinstance(expr, relax.Var) else None
         if call is None:
@@ -132,14 +130,11 @@ class Qdq:
         along = [1] * values.ndim
         along[axis] = -1
         shifted = values.astype(np.int32) - zero.astype(np.int32).reshape(along)
-        first = np.moveaxis(shifted, axis, 0)
-        lowest = first.reshape(channels, -1) == -WEIGHT_MAX - 1
-        if (np.abs(shifted) > WEIGHT_MAX).sum() != lowest.sum() or lowest.sum(axis=1).max() > 1:
-            return None
+        fitting = fits_int8(np.moveaxis(shifted, axis, 0))
         scales = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (channels,)))
-        if not (np.isfinite(scales) & (scales > 0)).all():
+        if fitting is None or not (np.isfinite(scales) & (scales > 0)).all():
             return None
-        return StatedWeight(np.ascontiguousarray(first.astype(np.int8)), scales)
+        return StatedWeight(fitting, scales)
 
     def operators(self, uses: Counter[Any], taken: set[int]) -> Iterator[OperatorGroup]:
         """Every operator between layers that int8 takes the place of. ``taken`` are layers'."""

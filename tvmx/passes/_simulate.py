@@ -199,6 +199,9 @@ class Simulator:
                 result = mean_int8(x[0], params[0], out)
             case "reshape":
                 result = x[0]
+            case "integer":
+                assert operator.group is not None
+                result = operator.group.evaluate(x)
             case _:
                 assert operator.pool is not None
                 if operator.kind == "max_pool":
@@ -211,6 +214,8 @@ class Simulator:
         self, node: Node, step: LayerStep, implementation: Implementation | None,
         params: Mapping[int, QuantParams],
     ) -> LayerConstants:  # fmt: skip
+        if isinstance(step.stated, LayerConstants):
+            return step.stated
         if step.stated is not None or (implementation and implementation.precision == "int8"):
             how = layer_params(node, params, step.layer.name)
             key: Any = (node.layer, how)

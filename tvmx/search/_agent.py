@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
+from tvmx.search._budgets import Budgets
+
 Env = gymnasium.Env[Any, Any]
 
 
@@ -31,10 +33,18 @@ class Agent(ABC):
     """Learns to choose by playing episodes. Sees only the gymnasium environment.
 
     Environments give ``info["action_mask"]``, ``info["state"]`` and ``info["baseline"]``
-    as :class:`tvmx.search.DeployEnv` documents them, and ``info["feasible"]`` at the end. The
+    as :class:`tvmx.search.DeployEnv` documents them, ``info["options"]`` at the start and
+    ``info["feasible"]`` at the end. The
     first episode plays the baseline, or what the environment names in its place where budgets
     mask it, so what :meth:`train` returns is never worse than that.
+
+    ``affordable`` is after how many episodes thinking takes longer than it is worth, if it grows.
     """
+
+    affordable: int | None = None
+
+    def check(self, objective: str, budgets: Budgets) -> None:  # noqa: B027  (most need nothing)
+        """Raise UsageError where the agent can do nothing, before anything is measured for it."""
 
     @abstractmethod
     def train(
@@ -68,17 +78,31 @@ class Best:
         self.count += 1
 
 
-def play_baseline(env: Env, seed: int, best: Best) -> None:
-    """Seed the environment and play ``info["baseline"]`` for one episode."""
+class Play(NamedTuple):
+    """What an episode came to."""
+
+    actions: tuple[int, ...]
+    total: float
+    feasible: bool
+
+
+def play(env: Env, choose: Callable[[dict[str, Any]], int], seed: int | None = None) -> Play:
+    """One episode; ``choose`` turns each step's ``info`` into an action."""
     _, info = env.reset(seed=seed)
     actions: list[int] = []
     total, over = 0.0, False
     while not over:
-        actions.append(info["baseline"])
+        actions.append(choose(info))
         _, reward, terminated, truncated, info = env.step(actions[-1])
         total += float(reward)
         over = terminated or truncated
-    best.add(tuple(actions), total, 0.0, info.get("feasible", True))
+    return Play(tuple(actions), total, info.get("feasible", True))
+
+
+def play_baseline(env: Env, seed: int, best: Best) -> None:
+    """Seed the environment and play ``info["baseline"]`` for one episode."""
+    actions, total, feasible = play(env, lambda info: int(info["baseline"]), seed)
+    best.add(actions, total, 0.0, feasible)
 
 
 class LegalActions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tvmx.search._agent import Agent, Best, Env, LegalActions, OnEpisode, play_baseline
+from tvmx.search._agent import Agent, Best, Env, LegalActions, OnEpisode, play, play_baseline
 
 
 class RandomAgent(Agent):
@@ -17,15 +17,8 @@ class RandomAgent(Agent):
         rng, best, legal = random.Random(seed), Best(on_episode), LegalActions()
         play_baseline(env, seed, best)
         for _ in range(1, episodes):
-            _, info = env.reset()
-            path: list[int] = []
-            total, over = 0.0, False
-            while not over:
-                path.append(rng.choice(legal(info)))
-                _, reward, terminated, truncated, info = env.step(path[-1])
-                total += float(reward)
-                over = terminated or truncated
-            best.add(tuple(path), total, 1.0, info.get("feasible", True))
+            actions, total, feasible = play(env, lambda info: rng.choice(legal(info)))
+            best.add(actions, total, 1.0, feasible)
         return list(best.actions)
 
 

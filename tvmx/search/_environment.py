@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
@@ -12,8 +13,9 @@ import numpy.typing as npt
 
 from tvmx.errors import UsageError
 from tvmx.ir._cost_table import CostTable
-from tvmx.search._border import BorderWalk, ChainBorderWalk
+from tvmx.search._border import BorderWalk
 from tvmx.search._budgets import NO_BUDGETS, Budgets
+from tvmx.search._graph_walk import walk_of
 from tvmx.search._ledger import Ledger
 from tvmx.search._memo import TableBorder
 from tvmx.search._objective import TIE_BREAK, check_objective
@@ -83,25 +85,28 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
 
     ## Episode
     Starts at the first layer and terminates after the last one; never truncated.
-    ``info`` has ``layer`` (index), ``action_mask`` (int8), ``baseline`` (the baseline's
-    action; where the budgets mask it the legal action of least latency, the first of equals;
-    -1 at the end), ``previous`` (slot of the previous layer, -1 at the start) and
-    ``state`` (hashable; what tabular agents key on: the layer with the formats of the
-    tensors still to be read, as a number that only this environment object knows, if the
-    walk is resumable, else with ``previous``; then, with an accuracy or weights budget, what
-    is left of each, roughly: one of 5 levels). After the last step it also has ``assignment``,
-    ``latency_us``, ``weights_bytes``, ``accuracy_drop`` (points), ``feasible`` (whether all
-    budgets are kept) and, with objective ``arena`` or a budget for it, ``arena_bytes``.
+    ``info`` has ``layer`` (index), ``action_mask`` (int8), ``baseline`` (the baseline's action;
+    where the budgets mask it the legal action of least latency, the first of equals; -1 at the
+    end), ``previous`` (slot of the previous layer, -1 at the start) and ``state`` (hashable; what
+    tabular agents key on: the layer with the formats of the tensors still to be read, as a number
+    that only this environment object knows, if the walk is resumable, else with ``previous``; then,
+    with an accuracy or weights budget, what is left of each, roughly: one of 5 levels). That of
+    :meth:`reset` also has ``options``, for every layer the actions that the mask permits in some
+    episode. After the last step it also has ``assignment``, ``latency_us``, ``weights_bytes``,
+    ``accuracy_drop`` (points), ``feasible`` (whether all budgets are kept) and, with objective
+    ``arena`` or a budget for it, ``arena_bytes``.
 
     ## Arguments
-    ``table``; ``walk`` (default: the chain of the table's layers); ``objective``;
+    ``table``; ``walk`` (default: over the table's network, with its branches and joins; without
+    a ``table.graph`` over the chain of its layers); ``objective``;
     ``budgets``; ``arena_bytes`` (assignment to bytes; needed for objective ``arena`` and for
     ``budgets.max_arena_bytes``); ``slots`` (a fixed slot list, so that one policy fits
     several tables). Raises UsageError when no plan keeps the accuracy and weights budgets.
 
     ## Version history
     * v0: table mode. Until its release it changes without a new number: budgets added features
-      13 and 14, masks that depend on the episode, and the levels in ``state``.
+      13 and 14, masks that depend on the episode, and the levels in ``state``; tables that bring
+      their network along, its branches and joins as the default; ``options``.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium declares it so)
@@ -131,13 +136,17 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
                 "assignment"
             )
         self._arena_bytes = arena_bytes if needs_arena else None
-        walk = walk if walk is not None else ChainBorderWalk.from_table(table)
-        self._border = TableBorder(walk, [costs.implementations for costs in table.layers])
+        self.walk = walk if walk is not None else walk_of(table)
+        self._border = TableBorder(self.walk, [costs.implementations for costs in table.layers])
         self._prepare_slots(slots)
         self._prepare_baseline()
         width = max(len(costs.implementations) for costs in table.layers)
         self._prepare_masks(width)
         self._ledger = Ledger(table, budgets, width) if budgets.additive else None
+        self._options = tuple(
+            tuple(costs.legal) if self._ledger is None else self._ledger.possible(layer)
+            for layer, costs in enumerate(table.layers)
+        )
         shares = [us / self._total for us in self._expected]
         self._rows = static_rows(table, shares, len(self.slots))
         self.action_space = gymnasium.spaces.Discrete(width)
@@ -156,13 +165,26 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         legal: npt.NDArray[np.bool_] = self._masks[self._layer].astype(np.bool_)
         return legal
 
+    def fork(self) -> DeployEnv:
+        """Another environment of the same kind, at the start of an episode of its own.
+
+        Both share what was worked out about the table, which makes many of them cheap.
+        """
+        other = copy.copy(self)
+        other._border = copy.copy(self._border)
+        other._ledger = copy.copy(self._ledger)
+        other._start()
+        return other
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Vector, dict[str, Any]]:
         """Back to the first layer. The environment draws no random numbers itself."""
         super().reset(seed=seed)
         self._start()
-        return self._observe()
+        observation, info = self._observe()
+        info["options"] = self._options
+        return observation, info
 
     def step(self, action: SupportsIndex) -> Step:
         """Place the current layer. Raises UsageError for a masked action or a finished episode."""

@@ -18,7 +18,8 @@ CAPS = (16, 256, 2048)
 """Labels kept per border state in the first pass, and in the next ones where doubt is left."""
 STEPS = 16_384
 """Steps of the staircases: more than masks need, because what they hide costs the proof."""
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
+"""Relative: costs nearer than that are equal."""
 
 
 class ExactPlan(NamedTuple):
@@ -56,16 +57,13 @@ def solve_exact(
     layers: ``budgets.max_arena_bytes`` is not looked at. Raises UsageError when no plan keeps
     the budgets and when a layer is reached in more than ``max_states``.
     """
-    if objective not in ("latency", "weights"):
-        raise UsageError(
-            f"the exact solver has no objective {objective!r}", hint="latency or weights"
-        )
+    price = price_of(table, walk, objective)
     reach = Reach(table, budgets, STEPS)
-    stages = stages_of(table, walk, reach, _price(table, walk, objective), max_states)
+    stages = stages_of(table, walk, reach, price, max_states)
     relaxed, best = relax(stages, reach)
     bound = relaxed.bound
     for cap in CAPS:
-        if best is not None and bound >= best.cost - _TOLERANCE * abs(best.cost):
+        if best is not None and bound >= best.cost - TOLERANCE * abs(best.cost):
             break
         beat = float("inf") if best is None else best.cost
         found = LabelSetting(stages, reach, relaxed, cap, beat).run()
@@ -74,11 +72,7 @@ def solve_exact(
         bound = max(bound, found.bound)
     assert best is not None  # Reach has refused what has no plan
     gap = max(0.0, (best.cost - bound) / abs(best.cost)) if best.cost else 0.0
-    actions = best.actions
-    return ExactPlan(
-        actions, plan_us(table, walk, actions), table.accuracy_drop(actions),
-        table.weights_bytes(actions), gap <= _TOLERANCE, 0.0 if gap <= _TOLERANCE else gap,
-    )  # fmt: skip
+    return plan_of(table, walk, best.actions, gap)
 
 
 def pick_memory(table: CostTable, walk: ResumableWalk, budgets: Budgets = NO_BUDGETS) -> ExactPlan:
@@ -86,7 +80,22 @@ def pick_memory(table: CostTable, walk: ResumableWalk, budgets: Budgets = NO_BUD
     return solve_exact(table, walk, budgets, objective="weights")
 
 
-def _price(table: CostTable, walk: ResumableWalk, objective: str) -> Price:
+def plan_of(
+    table: CostTable, walk: ResumableWalk, actions: tuple[int, ...], gap: float
+) -> ExactPlan:
+    """The figures of an assignment that no other one beats by more than ``gap``."""
+    return ExactPlan(
+        actions, plan_us(table, walk, actions), table.accuracy_drop(actions),
+        table.weights_bytes(actions), gap <= TOLERANCE, 0.0 if gap <= TOLERANCE else gap,
+    )  # fmt: skip
+
+
+def price_of(table: CostTable, walk: ResumableWalk, objective: str) -> Price:
+    """What us and bytes cost with an objective. Raises UsageError where it does not add up."""
+    if objective not in ("latency", "weights"):
+        raise UsageError(
+            f"the exact solver has no objective {objective!r}", hint="latency or weights"
+        )
     if objective == "latency":
         return lambda us, size: us
     base_us = plan_us(table, walk, table.baseline)

@@ -32,6 +32,7 @@ class Ledger:
             budgets.max_accuracy_drop is not None,
             budgets.max_weights_bytes is not None,
         )
+        self._legal = [tuple(int(a) for a in legal) for legal in reach.legal]
         self._drops = [d.tolist() for d in reach.drops]
         self._weights = [w.tolist() for w in reach.weights]
         tables = [_needs(reach, layer, width) for layer in range(self._count)]
@@ -63,6 +64,10 @@ class Ledger:
         """Which actions are legal now, bool of shape (width,), the caller's to keep."""
         legal: npt.NDArray[np.bool_] = self._row <= self._weights_left
         return legal
+
+    def possible(self, layer: int) -> tuple[int, ...]:
+        """The actions of a layer that fit in some episode, whatever this one has spent."""
+        return self._legal[layer]
 
     def shares(self) -> tuple[float, float]:
         """What is left of the accuracy and of the weights budget, 0 to 1; 1 if not set."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx.errors import TemplateError
-from tvmx.ir import DENSE, Conv2dWorkload, DenseWorkload, Implementation, Space
+from tvmx.ir import DENSE, Conv2dWorkload, DenseWorkload, Implementation, Rounding, Space
 from tvmx.ir._config import Config
 from tvmx.ir._implementation import Precision
 from tvmx.numerics import LayerConstants
@@ -78,13 +78,15 @@ class ScheduleTemplate(ABC):
     one gets ``workload.dtype == "int8"``: data, residual and output are s8, the constants come
     from int8 :class:`LayerConstants`, and the result equals
     ``tvmx.numerics.requantise`` bit for bit. A sparse one gets ``workload.sparsity``, such as
-    ``16x1@80``, for each entry of :meth:`sparsities`.
+    ``16x1@80``, for each entry of :meth:`sparsities`. An int8 template is asked only about
+    workloads whose ``epilogue.rounding`` is among its ``roundings``.
     """
 
     name: ClassVar[str]
     op: ClassVar[str]
     precision: ClassVar[Precision] = "f32"
     sparse: ClassVar[bool] = False
+    roundings: ClassVar[frozenset[Rounding]] = frozenset({"even"})
     priority: ClassVar[int] = 100
     examples: ClassVar[tuple[Conv2dWorkload | DenseWorkload, ...]] = ()
     """Workloads that conformance checks add to their own: for a template so specialised that

@@ -1,18 +1,20 @@
 """What int8 templates share: the requantising epilogue as TE, and its constants.
 
-A template's kernel has, after data and packed weight, three constants: bias int32 and
-multiplier float32, both packed like the output channels, and ``params`` float32
-(:data:`PARAMS`,). They make one kernel serve every layer of the same shape.
+A template's kernel has, after data and packed weight, three constants: bias int32 and the
+multiplier, both packed like the output channels, and ``params`` float32 (:data:`PARAMS`,). They
+make one kernel serve every layer of the same shape. The multiplier is float32; in fixed-point
+roundings it is int32 with one more axis in front: multipliers, then shifts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tvmx.ir import Epilogue, ceil_div
-from tvmx.numerics import LayerConstants
+from tvmx.ir import Epilogue, Rounding, ceil_div
+from tvmx.numerics import FIXED_BITS, LayerConstants, Requantise
 from tvmx.targets import Target
 from tvmx.templates._base import Constant
 from tvmx.templates._packing import pad_axis
@@ -26,23 +28,39 @@ _ROUNDER = float(3 << 22)
 """Added to a float of less than 2**22: the low bits are that float, rounded half to even."""
 
 
+def factor_buffer(epilogue: Epilogue, blocks: int, block: int) -> tuple[tuple[int, ...], str]:
+    """Shape and type of the kernel's multiplier, channels in ``blocks`` of ``block``."""
+    if epilogue.rounding == "even":
+        return (blocks, block), "float32"
+    return (2, blocks, block), "int32"
+
+
+def factor(epilogue: Epilogue, read: Callable[..., Any]) -> tuple[Any, ...]:
+    """What :func:`requantised` multiplies by, as ``read()`` of the multiplier returns it.
+
+    In fixed-point roundings these are two: ``read(0)`` and ``read(1)``, the first axis's index.
+    """
+    return (read(),) if epilogue.rounding == "even" else (read(0), read(1))
+
+
 def requantised(
     accumulator: Any, multiplier: Any, params: Any, target: Target, residual: Any | None = None,
-    lanes: int = 1,
+    lanes: int = 1, rounding: Rounding = "even",
 ) -> Any:  # fmt: skip
     """One s8 output element from one int32 accumulator, as :func:`tvmx.numerics.requantise`.
 
     ``accumulator`` has its bias; ``params`` is the buffer or TE tensor of that constant. With
-    ``lanes`` the accumulator, ``multiplier`` (float32), ``residual`` (s8) and the result are
-    vectors of so many elements. x86 and Arm do the same in the instructions that suit each.
+    ``lanes`` the accumulator, ``multiplier`` (what :func:`factor` returns, or a float32 alone),
+    ``residual`` (s8) and the result are vectors of so many elements. x86 and Arm do the same in
+    the instructions that suit each.
     """
     from tvmx._tvm import tirx
 
-    if is_x86(target):
-        whole = requantised_int32(accumulator, multiplier, params, residual, lanes)
+    if is_x86(target) or rounding != "even":
+        whole = requantised_int32(accumulator, multiplier, params, residual, lanes, rounding)
         return tirx.Cast(f"int8{_suffix(lanes)}", whole)
     kind = f"float32{_suffix(lanes)}"
-    bounded = _scaled(accumulator, multiplier, params, residual, lanes)
+    bounded = _scaled(accumulator, _only(multiplier), params, residual, lanes)
     # One instruction each; tirx.min is a comparison and a choice where the bound is a variable.
     for name, index in (("llvm.minnum", _HIGH), ("llvm.maxnum", _LOW)):
         bounded = tirx.call_llvm_pure_intrin(kind, name, bounded, _splat(params[index], lanes))
@@ -53,8 +71,9 @@ def requantised(
 
 
 def requantised_int32(
-    accumulator: Any, multiplier: Any, params: Any, residual: Any | None = None, lanes: int = 1
-) -> Any:
+    accumulator: Any, multiplier: Any, params: Any, residual: Any | None = None, lanes: int = 1,
+    rounding: Rounding = "even",
+) -> Any:  # fmt: skip
     """:func:`requantised` still as int32, for x86: rounding and conversion are one instruction.
 
     So are its bounds, as ``tirx.min``: of two variables ``llvm.minnum`` would look for NaN.
@@ -62,7 +81,10 @@ def requantised_int32(
     """
     from tvmx._tvm import tirx
 
-    scaled = _scaled(accumulator, multiplier, params, residual, lanes)
+    if rounding != "even":
+        assert residual is None
+        return _fixed_int32(accumulator, multiplier, params, lanes, rounding)
+    scaled = _scaled(accumulator, _only(multiplier), params, residual, lanes)
     low, high = (_splat(params[i], lanes) for i in (_LOW, _HIGH))
     bounded = tirx.max(tirx.min(scaled, high), low)
     # TVM's vectoriser turns a loop with tirx.nearbyint into a scalar one; this stays a vector.
@@ -71,6 +93,53 @@ def requantised_int32(
     if residual is not None:
         return whole
     return whole + _splat(params[_OUT_ZERO].astype("int32"), lanes)
+
+
+def _only(multiplier: Any) -> Any:
+    return multiplier[0] if isinstance(multiplier, tuple) else multiplier
+
+
+def _fixed_int32(
+    accumulator: Any, factor: tuple[Any, Any], params: Any, lanes: int, rounding: Rounding
+) -> Any:
+    """The end of a kernel in fixed point: :func:`tvmx.numerics.multiply_fixed`, bounds, zero point.
+
+    The rounded product fits int32 (multipliers below 1, or sums that are small enough).
+    """
+    from tvmx._tvm import tirx
+
+    kind = f"int32{_suffix(lanes)}"
+    whole = tirx.Cast(kind, multiplied_fixed(accumulator, *factor, rounding, lanes))
+    low, high, zero = (_splat(params[i].astype("int32"), lanes) for i in (_LOW, _HIGH, _OUT_ZERO))
+    return tirx.max(tirx.min(whole, high), low) + zero
+
+
+def multiplied_fixed(
+    value: Any, multiplier: Any, shift: Any, rounding: Rounding, lanes: int = 1
+) -> Any:
+    """:func:`tvmx.numerics.multiply_fixed` of int32 values in int64; vectors with ``lanes``."""
+    from tvmx._tvm import tirx
+
+    kind = f"int64{_suffix(lanes)}"
+
+    def number(n: int) -> Any:
+        return _splat(tirx.const(n, "int64"), lanes)
+
+    def upward(x: Any, by: Any) -> Any:
+        half = tirx.shift_right(tirx.shift_left(number(1), by), number(1))
+        return tirx.shift_right(x + half, by)
+
+    product = tirx.Cast(kind, value) * tirx.Cast(kind, multiplier)
+    by = tirx.Cast(kind, shift)
+    sign = number(63)  # shifted by so much a number is -1 or 0
+    if rounding == "upward":
+        return upward(product, by)
+    if rounding == "tonearest":
+        return upward(product + tirx.shift_right(product, sign), by)
+    first = tirx.min(by, number(FIXED_BITS))
+    high, rest = upward(product, first), by - first
+    any_left = tirx.min(rest, number(1))
+    return upward(high - tirx.bitwise_and(tirx.shift_right(high, sign), any_left), rest)
 
 
 def _scaled(
@@ -140,7 +209,6 @@ def epilogue_constants(
         # Modulo 2**32 like the accumulators: only their sum has to fit.
         bias = (bias.astype(np.int64) - weight_correction).astype(np.int32)
     count = blocks or ceil_div(len(bias), block)
-    multiplier = how.multiplier
     params = np.zeros(PARAMS, np.float32)
     zero = 0 if epilogue.residual else how.out_zero_point
     params[_LOW], params[_HIGH] = how.low - zero, how.high - zero
@@ -152,9 +220,20 @@ def epilogue_constants(
         )
     return (
         pad_axis(bias, 0, count * block).reshape(count, block),
-        pad_axis(multiplier, 0, count * block).reshape(count, block),
+        _packed_factor(how, count, block),
         params,
     )
+
+
+def _packed_factor(how: Requantise, count: int, block: int) -> Constant:
+    """Multipliers, and shifts where there are any, of ``count`` blocks of ``block`` channels."""
+    whole = pad_axis(how.multiplier, 0, count * block).reshape(count, block)
+    if how.shift is None:
+        return whole
+    # Lanes without a channel get a shift, too: by nothing there would be no half of it.
+    shifts = np.full(count * block, FIXED_BITS, np.int32)
+    shifts[: len(how.shift)] = how.shift
+    return np.stack([whole, shifts.reshape(count, block)])
 
 
 def int8_arguments(

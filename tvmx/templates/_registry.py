@@ -64,8 +64,9 @@ class TemplateEntry:
 
 
 def _exact(template: ScheduleTemplate, workload: Any) -> bool:
-    """Whether it computes a layer in the type the model states it in, and dense."""
-    return not template.sparse and _DTYPES.get(template.precision) == workload.dtype
+    """Whether it computes a layer in the type and rounding the model states it in, and dense."""
+    same = _DTYPES.get(template.precision) == workload.dtype
+    return not template.sparse and same and workload.epilogue.rounding in template.roundings
 
 
 def variants(template: ScheduleTemplate, workload: Any, target: Target) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ from tvmx.frontends.relay._flatten import Program, Step, flatten, leaves, main_f
 from tvmx.frontends.relay._graph import Array, Module, Var
 from tvmx.frontends.relay._json import read_module
 from tvmx.frontends.relay._ndarray import read_params
-from tvmx.frontends.relay._ops import ARGUMENTS, NEEDS_WEIGHTS, TAKES_TUPLES, refusal
+from tvmx.frontends.relay._ops import (
+    ARGUMENTS,
+    MOST_ELEMENTS,
+    NEEDS_WEIGHTS,
+    TAKES_TUPLES,
+    refusal,
+)
 from tvmx.frontends.relay._text import read_text
 from tvmx.ir import TensorSpec
 
@@ -116,6 +123,8 @@ def _inputs(program: Program, shapes: Shapes, path: Path) -> tuple[TensorSpec, .
             shape = resolve_shape(var.name, var.type.shape, shapes.get(var.name), path)
             if 0 in shape:
                 raise ModelShapeError(f"{path}: input {var.name!r} is empty: {list(shape)}")
+            if math.prod(shape) > MOST_ELEMENTS:
+                raise ModelShapeError(f"{path}: input {var.name!r} is too large: {list(shape)}")
             specs.append(TensorSpec(var.name, shape, check_dtype(var.name, var.type.dtype, path)))
     return tuple(specs)
 

@@ -9,11 +9,11 @@ from tvmx._tvm import relax
 from tvmx.frontends._names import identifier
 from tvmx.frontends.relay._attrs import RuleError
 from tvmx.frontends.relay._flatten import Step
+from tvmx.frontends.relay._ops import MOST_ELEMENTS
 from tvmx.ir import SourceNode
 from tvmx.passes._dataflow import dtype_of, op_name, shape_of, variables
 
 _ANCHORS = {"relax.nn.conv2d", "relax.matmul", "relax.nn.conv2d_transpose"}
-_MOST_ELEMENTS = 1 << 28  # of one tensor: 1 GiB of float32
 _MOST_CONSTANTS = 1 << 26  # of all that constants alone make, which is folded here
 MOST_DIMENSIONS = 16
 
@@ -75,7 +75,7 @@ class Emitter:
                 raise RuleError(f"its result has the shape {tuple(sizes)}")
             elements = math.prod(sizes)
             self._made += elements if constant else 0
-            if elements > _MOST_ELEMENTS or self._made > _MOST_CONSTANTS:
+            if elements > MOST_ELEMENTS or self._made > _MOST_CONSTANTS:
                 raise RuleError(f"its result of shape {tuple(sizes)} is too large")
 
     def items(self, call: Any, count: int) -> tuple[Any, ...]:

@@ -23,8 +23,9 @@ _ANY_ORDER = {
     "copy", "annotation.stop_fusion",
 }  # fmt: skip
 _PAIRS = {"add", "subtract", "multiply", "divide", "maximum", "minimum"}
+_QNN_PAIRS = {"qnn.add", "qnn.subtract", "qnn.mul"}
 _WITH_AXIS = {"nn.bias_add": 1, "nn.batch_norm": 1, "nn.prelu": 1, "concatenate": 0,
-              "qnn.requantize": -1, "qnn.dequantize": -1}  # fmt: skip
+              "qnn.requantize": -1, "qnn.dequantize": -1, "qnn.concatenate": 0}  # fmt: skip
 """Operator -> its default axis."""
 
 
@@ -36,6 +37,8 @@ def in_order(
         moved = [_operand(e, arg) for arg in args[:2]]
         found = any(_twin(e, arg) is not None for arg in args[:2])
         return (moved, attrs) if found and all(m is not None for m in moved) else None
+    if op in _QNN_PAIRS:
+        return _quantised_pair(e, args, attrs)
     if not args:
         return None
     first = _twins(e, args[0])
@@ -60,14 +63,39 @@ def in_order(
     return None
 
 
+def _quantised_pair(
+    e: Emitter, args: Sequence[Any], attrs: Attrs
+) -> tuple[list[Any], Attrs] | None:
+    """Two tensors of one shape, and their scales and zero points."""
+    twins = [_twin(e, arg) for arg in args[:2]]
+    if any(twin is None for twin in twins) or shape_of(args[0]) != shape_of(args[1]):
+        return None
+    for side in ("lhs_axis", "rhs_axis"):
+        axis = attrs.integer(side, -1)
+        if not -4 <= axis < 4:
+            return None
+        attrs = attrs.replaced(side, _AXIS[axis])
+    return [*twins, *args[2:]], attrs
+
+
 def back(e: Emitter, result: Any) -> Any:
     """The result in NHWC again; of several results the first is the tensor."""
     if isinstance(result, tuple):
         return (back(e, result[0]), *result[1:])
-    value = e.finish(result)
-    moved = e.emit(relax.op.permute_dims(value, [0, 2, 3, 1]))
-    e.nchw[moved] = value
-    return moved
+    return moved(e, e.finish(result))
+
+
+def moved(e: Emitter, value: Any) -> Any:
+    """A value in NCHW brought to NHWC."""
+    nhwc = e.emit(relax.op.permute_dims(value, [0, 2, 3, 1]))
+    e.nchw[nhwc] = value
+    return nhwc
+
+
+def to_nchw(e: Emitter, value: Any) -> Any:
+    """A value in NHWC brought to NCHW."""
+    twin = _twin(e, value)
+    return twin if twin is not None else e.emit(relax.op.permute_dims(value, [0, 3, 1, 2]))
 
 
 def _twin(e: Emitter, value: Any) -> Any:

@@ -46,6 +46,9 @@ NEEDS_WEIGHTS = frozenset({"nn.conv2d", "nn.conv2d_transpose", "nn.dense", "nn.b
                            "qnn.conv2d", "qnn.conv2d_transpose", "qnn.dense"})  # fmt: skip
 """Operators whose second argument is a weight in every network that was trained."""
 
+MOST_ELEMENTS = 1 << 28
+"""Of one tensor: 1 GiB of float32."""
+
 
 def refusal(ops: dict[str, list[str]]) -> str:
     """What to do about operators that cannot be imported."""

@@ -5,14 +5,12 @@ the zero points in int32, so that zeros pad what stands for zero. Rescaling mult
 ``input scale / output scale`` as a 31-bit integer and a shift, in int64; halves go up
 (``UPWARD``, the default) or away from zero (``TONEAREST``).
 
-All of it is plain Relax operators here, for the default schedule. An import as int8 layers would
-start in two places: the rules of convolutions and products, whose arguments hold the scales that
-are not needed here, and :func:`requantized`, the only place where their sums become int8.
+All of it is plain Relax operators here, exact whoever runs them. Layer extraction recognises the
+convolutions and products whose sums become int8 again (``tvmx.passes``), and what is between them.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from tvmx._tvm import relax
 from tvmx.frontends.relay._attrs import Attrs, RuleError
 from tvmx.frontends.relay._emit import Emitter, axis_of, rank_of, scalar
 from tvmx.frontends.relay._graph import Array
+from tvmx.frontends.relay._nhwc import moved, to_nchw
 from tvmx.frontends.relay._rules_elementwise import rounded
 from tvmx.frontends.relay._rules_nn import (
     Args,
@@ -31,20 +30,10 @@ from tvmx.frontends.relay._rules_nn import (
     transposed_convolution,
 )
 from tvmx.frontends.relay._rules_shape import cast
+from tvmx.numerics import FIXED_BITS, fixed_point
 from tvmx.passes._dataflow import const, dtype_of
 
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
-_BITS = 31
-
-
-def fixed_point(multiplier: float) -> tuple[int, int]:
-    """``multiplier`` as ``m * 2**(shift - 31)`` with m below 2**31."""
-    if multiplier == 0:
-        return 0, 0
-    part, shift = math.frexp(multiplier)
-    # Positive, and halves go away from zero: round() would take the even one.
-    whole = math.floor(part * (1 << _BITS) + 0.5)
-    return (whole // 2, shift + 1) if whole == 1 << _BITS else (whole, shift)
 
 
 def _scales(value: Any, what: str) -> Array:
@@ -107,15 +96,15 @@ def _rescaled(e: Emitter, value: Any, factors: Array, axis: int, rounding: str) 
     if rounding not in ("UPWARD", "TONEAREST"):
         raise RuleError(f"rounding {rounding!r}")
     pairs = [fixed_point(float(factor)) for factor in factors]
-    if any(not -31 <= shift <= 31 for _, shift in pairs):
+    if any(not 0 <= shift <= 2 * FIXED_BITS for _, shift in pairs):
         raise RuleError("a ratio of scales is beyond 2**31")
     rank = rank_of(value)
 
     def vector(values: list[int]) -> Any:
         return _vector(np.array(values, np.int64), axis, rank)
 
-    left = [max(shift, 0) for _, shift in pairs]
-    right = [_BITS - min(shift, 0) for _, shift in pairs]
+    left = [max(FIXED_BITS - shift, 0) for _, shift in pairs]
+    right = [max(shift, FIXED_BITS) for _, shift in pairs]
     if any(left):
         value = e.emit(relax.op.left_shift(value, vector(left)))
     product = e.emit(relax.op.multiply(value, vector([whole for whole, _ in pairs])))
@@ -165,9 +154,12 @@ def _requantize(e: Emitter, args: Args, attrs: Attrs) -> Any:
 def _quantize(e: Emitter, args: Args, attrs: Attrs) -> Any:
     rank = rank_of(args[0])
     axis, dtype = _axis(attrs, rank), _integer_type(attrs.text("out_dtype", "int8") or "int8")
-    scale = _vector(_scales(args[1], "output scale"), axis, rank)
+    scale = _vector(_scales(args[1], "output scale").astype(np.float64), axis, rank)
     points = _zero_points(args[2], "output zero point").astype(np.float32)
-    ratio = e.emit(relax.op.divide(args[0], scale))
+    # In float64, and rounded to float32 again this is the quotient in float32, to the bit; a
+    # division in float32 would become a multiplication by the inverse.
+    wide = e.emit(relax.op.divide(e.emit(cast(args[0], "float64")), scale))
+    ratio = e.emit(relax.op.astype(wide, "float32"))
     total = e.emit(relax.op.add(e.emit(rounded(e, ratio)), _vector(points, axis, rank)))
     limits = np.iinfo(dtype)
     low, high = (relax.prim_value(float(v)) for v in (limits.min, limits.max))
@@ -194,11 +186,18 @@ def _channel(attrs: Attrs, name: str, default: str, letter: str) -> int:
     return max(attrs.text(name, default).find(letter), 0)
 
 
+def _data(e: Emitter, args: Args, attrs: Attrs) -> Any:
+    """The data of a convolution less its zero point, which is taken off in NCHW."""
+    points, layout = _zero_points(args[2], "input zero point"), attrs.text("data_layout", "NCHW")
+    if layout == "NHWC" and rank_of(args[0]) == 4:
+        return moved(e, _shifted(e, to_nchw(e, args[0]), points, 1, "int32"))
+    return _shifted(e, args[0], points, _channel(attrs, "data_layout", "NCHW", "C"), "int32")
+
+
 def _conv2d(e: Emitter, args: Args, attrs: Attrs) -> Any:
     _accumulator(attrs)
-    channel = _channel(attrs, "data_layout", "NCHW", "C")
     output = _channel(attrs, "kernel_layout", "OIHW", "O")
-    data = _shifted(e, args[0], _zero_points(args[2], "input zero point"), channel, "int32")
+    data = _data(e, args, attrs)
     weight = _shifted(e, args[1], _zero_points(args[3], "kernel zero point"), output, "int32")
     return convolution(e, data, weight, attrs, "int32")
 
@@ -206,7 +205,7 @@ def _conv2d(e: Emitter, args: Args, attrs: Attrs) -> Any:
 def _conv2d_transpose(e: Emitter, args: Args, attrs: Attrs) -> Any:
     _accumulator(attrs)
     points = _one(_zero_points(args[3], "kernel zero point"), "kernel zero point")
-    data = _shifted(e, args[0], _zero_points(args[2], "input zero point"), 1, "int32")
+    data = _data(e, args, attrs)
     weight = _shifted(e, args[1], np.array([points]), 0, "int32")
     return transposed_convolution(e, data, weight, attrs, "int32")
 

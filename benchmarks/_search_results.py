@@ -1,0 +1,152 @@
+"""What agents found after how many plans, and what is made of it: records as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tvmx.store import write_atomic
+
+WITHIN = 0.01
+FEW = (2, 11, 101)
+"""Episodes of the short runs: the baseline, and 1, 10 and 100 plans besides."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON. Raises UnwritableError."""
+        write_atomic(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """What an earlier start left; None when there is nothing this version can read."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
+
+
+class Step(_Record):
+    """From episode number ``episode`` on (the first is 1) the best plan takes ``us``.
+
+    ``plans`` counts the distinct plans played by then: what would have to be measured.
+    """
+
+    episode: int
+    plans: int
+    us: float
+
+
+class Curve(_Record):
+    """One agent on one case with one seed, told that it has ``episodes``.
+
+    ``steps`` are its improvements; ``played`` and ``plans`` the episodes it took and the distinct
+    plans among them. ``cpu_s`` is processor time, thinking and environment together.
+    """
+
+    case: str
+    digest: str
+    agent: str
+    seed: int
+    episodes: int
+    steps: tuple[Step, ...]
+    played: int
+    plans: int
+    cpu_s: float
+
+    def best_us(self, episode: int) -> float | None:
+        """The best plan after so many episodes; None before the first feasible one."""
+        found = [step.us for step in self.steps if step.episode <= episode]
+        return found[-1] if found else None
+
+    def within(self, us: float) -> Step | None:
+        """The improvement that first came down to ``us``."""
+        return next((step for step in self.steps if step.us <= us), None)
+
+
+class Line(_Record):
+    """An agent on a case at a number of episodes; figures are medians over the seeds.
+
+    ``regret`` is how much longer its best plan takes than the optimum (0.01: 1 %), ``worst`` that
+    of the worst seed; ``episodes_within`` and ``plans_within`` what it took to come within 1 %,
+    None where the median seed did not. ``curve`` is the regret after 1, 2, 5, 10, 20, ...
+    """
+
+    agent: str
+    regret: float
+    worst: float
+    episodes_within: float | None
+    plans_within: float | None
+    plans: float
+    cpu_s: float
+    curve: tuple[tuple[int, float], ...]
+
+
+class Summary(_Record):
+    """A case: its baseline and optimum in us, and every agent after few and all episodes.
+
+    ``few`` has a tuple for every length in ``FEW``. ``proven``: the optimum is certain.
+    """
+
+    case: str
+    layers: int
+    choices: float
+    baseline_us: float
+    exact_us: float
+    proven: bool
+    exact_cpu_s: float
+    few: tuple[tuple[Line, ...], ...]
+    long: tuple[Line, ...]
+
+    def line(self, agent: str, few: int | None = None) -> Line | None:
+        """An agent's line, of the short runs with so many episodes or of the long ones."""
+        lines = self.long if few is None else self.few[FEW.index(few)]
+        return next((line for line in lines if line.agent == agent), None)
+
+
+class Report(_Record):
+    """Everything the tables show."""
+
+    machine: str
+    versions: dict[str, str]
+    seeds: int
+    episodes: int
+    cases: tuple[Summary, ...]
+
+
+def line_of(agent: str, curves: Sequence[Curve], exact_us: float) -> Line:
+    """What an agent's runs of one length came to."""
+    limit = (1 + WITHIN) * exact_us
+
+    def regret(curve: Curve, episode: int) -> float:
+        us = curve.best_us(episode)
+        return float("inf") if us is None else us / exact_us - 1
+
+    episodes = curves[0].episodes
+    marks = [n for n in _marks(episodes) if n <= max(c.played for c in curves)]
+    last = [regret(c, episodes) for c in curves]
+    reached = [c.within(limit) for c in curves]
+    return Line(
+        agent=agent, regret=statistics.median(last), worst=max(last),
+        episodes_within=_median([s and s.episode for s in reached]),
+        plans_within=_median([s and s.plans for s in reached]),
+        plans=statistics.median(c.plans for c in curves),
+        cpu_s=statistics.median(c.cpu_s for c in curves),
+        curve=tuple((n, statistics.median(regret(c, n) for c in curves)) for n in marks),
+    )  # fmt: skip
+
+
+def _median(counts: Sequence[int | None]) -> float | None:
+    median = statistics.median(float("inf") if c is None else c for c in counts)
+    return None if median == float("inf") else median
+
+
+def _marks(episodes: int) -> list[int]:
+    marks = [m * 10**k for k in range(6) for m in (1, 2, 5)]
+    return sorted({*(m for m in marks if m < episodes), episodes})
