@@ -13,7 +13,7 @@ _COLOURS = {
     "coordinate": "#1982c4", "tpe": "#b58900", "greedy": "#ff924c", "random": "#7a7a7a",
     "policy": "#e0218a",
 }  # fmt: skip
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 170, 46, 34, 30
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 170, 56, 34, 30
 _COLUMNS = 3
 _FLOOR, _CEILING = 1e-3, 10.0  # regret: what is nearer counts as the optimum
 
@@ -63,13 +63,13 @@ def _panel(case: Summary, episodes: int) -> list[str]:
 def _legend(agents: Sequence[str]) -> list[str]:
     parts = []
     for index, agent in enumerate(agents):
-        x, stroke = index * 100, f'stroke="{_COLOURS[agent]}" stroke-width="3"'
+        x, stroke = index * 92, f'stroke="{_COLOURS[agent]}" stroke-width="3"'
         parts += [
             f'<line x1="{x}" y1="-4" x2="{x + 20}" y2="-4" {stroke}/>',
             f'<text x="{x + 25}" y="0">{agent}</text>',
         ]
     note = "regret against episodes; medians"
-    return [*parts, f'<text x="{len(agents) * 100}" y="0">{note}</text>']
+    return [*parts, f'<text x="{len(agents) * 92}" y="0">{note}</text>']
 
 
 def _x(count: int, episodes: int) -> float:
