@@ -81,7 +81,7 @@ def check_model(
 
     proto, _ = read_model(file)
     inputs = resolve_inputs(proto, wanted, file)
-    prepare(proto, file)
+    prepare(proto, file, inputs)
     return inputs
 
 

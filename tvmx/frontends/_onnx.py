@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvmx.errors import ModelError, TvmxError
 from tvmx.frontends._digest import content_digest
 from tvmx.frontends._onnx_check import read_model
 from tvmx.frontends._onnx_prepare import prepare
@@ -23,7 +24,7 @@ def load_onnx(path: Path, shapes: dict[str, tuple[int, ...]]) -> Model:
     """
     proto, files = read_model(path)
     inputs = resolve_inputs(proto, shapes, path)
-    prepare(proto, path)
+    prepare(proto, path, inputs)
     digest = content_digest(files, inputs)
     return _import(proto, inputs, path, digest)
 
@@ -37,11 +38,16 @@ def onnx_digest(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
 def _import(
     proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path, digest: str
 ) -> Model:
-    from tvmx.frontends._onnx_import import import_graph
+    from tvmx.frontends._onnx_import import import_graph, reason_of
     from tvmx.passes._canonicalise import canonicalise
 
     mod, outputs, sources = import_graph(proto, inputs, path)
-    mod = canonicalise(mod)
+    try:
+        mod = canonicalise(mod)
+    except TvmxError:
+        raise
+    except Exception as err:  # constants that do not fit each other
+        raise ModelError(f"{path}: its operators do not fit together: {reason_of(err)}") from err
     names = {binding.var.name for block in mod["main"].body.blocks for binding in block.bindings}
     return Model(
         mod=mod,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmx.errors import CorruptModelError, ModelError, UsageError
+from tvmx.frontends._onnx_external import load_external, tensors
 from tvmx.frontends._onnx_ops import (
     DEFAULT_DOMAINS,
     OLDEST_OPSET,
@@ -61,7 +62,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         import onnx.inliner
 
         proto = onnx.inliner.inline_local_functions(proto)
-    external = _load_external(proto, path)
+    external = load_external(proto, path)
     name_nodes(proto.graph)
     return proto, (path, *external)
 
@@ -73,7 +74,7 @@ def _texts(proto: onnx.ModelProto) -> Iterator[object]:
     for node in _nodes(graph):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
-    for tensor in _tensors(graph):
+    for tensor in tensors(graph):
         yield tensor.name
         yield from (part for entry in tensor.external_data for part in (entry.key, entry.value))
     for value in (*graph.input, *graph.output):
@@ -112,46 +113,6 @@ def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
         )
     if opset == 0 and any(node.domain in DEFAULT_DOMAINS for node in proto.graph.node):
         raise CorruptModelError(f"{path} declares no version of the standard ONNX operator set")
-
-
-def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """Read weights kept beside the model, from inside its folder only."""
-    from onnx import external_data_helper as helper
-
-    folder = path.resolve().parent
-    files: dict[Path, None] = {}
-    for tensor in _tensors(proto.graph):
-        if not helper.uses_external_data(tensor):
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        file = (folder / location).resolve()
-        if not location or not file.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: weight {tensor.name!r} points outside the model's folder: {location!r}",
-                hint="put the model and its weights into one folder",
-            )
-        if not file.is_file():
-            raise CorruptModelError(
-                f"{path}: weight {tensor.name!r} is missing: there is no file {file}",
-                hint="copy the weights file next to the model",
-            )
-        try:
-            helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as err:  # onnx raises its own C++ types here
-            raise CorruptModelError(
-                f"{path}: weight {tensor.name!r} cannot be read from {file}: {_first_line(err)}"
-            ) from err
-        files[file] = None
-    return tuple(files)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:

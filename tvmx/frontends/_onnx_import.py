@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tvmx.errors import CorruptModelError, ModelError, ModelShapeError, TvmxErro
 from tvmx.frontends._names import identifier
 from tvmx.frontends._onnx_check import opset_of
 from tvmx.frontends._onnx_rules import RULES
+from tvmx.frontends._onnx_shapes import MOST_ELEMENTS
 from tvmx.ir import SourceNode, TensorSpec
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             return super()._parse_array(tensor_proto)
         except Exception as err:
             raise CorruptModelError(
-                f"{self._path}: weight {tensor_proto.name!r} is damaged: {_reason(err)}",
+                f"{self._path}: weight {tensor_proto.name!r} is damaged: {reason_of(err)}",
                 hint="export or copy the file again",
             ) from err
 
@@ -93,7 +95,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             node = self._current
             where = f"node {node.name!r} ({node.op_type})" if node else "the graph"
             raise ModelError(
-                f"{self._path}: {where} cannot be imported: {_reason(err)}",
+                f"{self._path}: {where} cannot be imported: {reason_of(err)}",
                 hint="re-export the model, or report this node",
             ) from err
 
@@ -115,6 +117,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
     ) -> Any:
         custom = attrs["tvm_custom"]
         node = self._nodes_by_name[custom["name"]]
+        if "keepdims" in attrs:  # TVM keeps them for any number but 0
+            attrs["keepdims"] = int(attrs["keepdims"] == 1)
         rule = RULES.get(op_name)
         result = rule(inputs, attrs, opset) if rule else None
         if result is None:
@@ -227,13 +231,28 @@ def _require_static(mod: Any, sources: dict[str, SourceNode], path: Path) -> Non
         for binding in block.bindings:
             source = sources.get(binding.var.name, source)
             for ty in _tensor_types(binding.var.ty):
-                if _static(ty) is None:
-                    where = f" near node {source.name!r} ({source.op})" if source else ""
+                shape = _static(ty)
+                where = f" near node {source.name!r} ({source.op})" if source else ""
+                if shape is not None and not _usable(shape, binding.value):
+                    raise ModelShapeError(
+                        f"{path}: a tensor{where} is of shape {shape}; tensors have at least one "
+                        f"element and at most {MOST_ELEMENTS}",
+                        hint="give larger or smaller inputs, such as --shape input=1,3,224,224",
+                    )
+                if shape is None:
                     raise ModelShapeError(
                         f"{path}: a shape{where} depends on values of the input; "
                         "every shape must be known before",
                         hint="simplify the model for one fixed input shape (onnxsim), or re-export",
                     )
+
+
+def _usable(shape: tuple[int, ...], value: Any) -> bool:
+    """Whether of a size that can be computed; nothing may be moved around, but not convolved."""
+    smallest = min(shape, default=1)
+    if smallest == 0:
+        return not getattr(getattr(value, "op", None), "name", "").startswith("relax.nn.")
+    return smallest > 0 and math.prod(shape) <= MOST_ELEMENTS
 
 
 def _tensor_types(ty: Any) -> Iterator[Any]:
@@ -254,10 +273,13 @@ def _outputs(proto: onnx.ModelProto, mod: Any, path: Path) -> tuple[TensorSpec, 
         shape = _static(ty)
         if shape is None:
             raise ModelShapeError(f"{path}: output {value.name!r} has no static shape")
+        if 0 in shape:
+            raise ModelShapeError(f"{path}: output {value.name!r} is empty: its shape is {shape}")
         specs.append(TensorSpec(value.name, shape, str(ty.dtype)))
     return tuple(specs)
 
 
-def _reason(err: BaseException) -> str:
+def reason_of(err: BaseException) -> str:
+    """What an exception of TVM's says, on one line."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(err).__name__

@@ -19,14 +19,14 @@ OLDEST_OPSET = 7
 
 SUPPORTED = frozenset(
     """
-    Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
+    Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool
     BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip
     Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace
     DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike
     Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool
     GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish
     Hardmax Identity InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Less
-    LessOrEqual Log LogSoftmax LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool MaxUnpool Mean
+    LessOrEqual Log LogSoftmax LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool Mean
     MeanVarianceNormalization Min Mish Mod Mul Neg Not OneHot Or PRelu Pad Pow QuantizeLinear
     RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax
     ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize RoiAlign Round
@@ -36,8 +36,16 @@ SUPPORTED = frozenset(
     """.split()  # noqa: SIM905
 )
 
-OWN = frozenset({"ConvInteger"})
+OWN = frozenset({"ConvInteger", "CumProd", "LpNormalization"})
 """Operators that only converters of tvmx know."""
+
+EXPANDED = frozenset(
+    """
+    Attention BlackmanWindow CausalConvWithState Celu CenterCropPad HammingWindow HannWindow
+    NegativeLogLikelihoodLoss RotaryEmbedding SoftmaxCrossEntropyLoss SwiGLU Swish
+    """.split()  # noqa: SIM905
+)
+"""Operators that are imported as the operators ONNX defines them by."""
 
 QOPERATOR = frozenset(
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmx.errors import ModelError
-from tvmx.frontends._onnx_check import check_graph, check_operators
+from tvmx.frontends._onnx_check import check_graph, check_operators, name_nodes
+from tvmx.frontends._onnx_fold import GraphTooLargeError, fold
 from tvmx.frontends._onnx_ops import DEFAULT_DOMAINS
 from tvmx.frontends._onnx_qoperator import to_qdq
 from tvmx.frontends._onnx_types import element_types, type_name
@@ -14,43 +16,32 @@ from tvmx.frontends._onnx_types import element_types, type_name
 if TYPE_CHECKING:
     import onnx
 
+    from tvmx.ir import TensorSpec
+
 _TYPES = ("INT8", "UINT8", "INT16", "UINT16", "INT32")
-_PLAIN = {"value_float": "float32", "value_floats": "float32", "value_int": "int64",
-          "value_ints": "int64"}  # fmt: skip
 
 
-def prepare(proto: onnx.ModelProto, path: Path) -> None:
+def prepare(proto: onnx.ModelProto, path: Path, inputs: Iterable[TensorSpec] = ()) -> None:
     """Check a model, and rewrite it in place with operators the importer knows.
 
-    Numbers in ``Constant`` nodes become tensors, operators on int8 tensors float operators
-    between DequantizeLinear and QuantizeLinear.
+    What is known once the shapes of ``inputs`` are becomes weights, operators without a converter
+    what they consist of, operators on int8 tensors float operators between DequantizeLinear and
+    QuantizeLinear.
 
     Raises:
         UnsupportedOpError: operators that cannot be imported, all of them at once.
         ModelError: training mode, or a quantisation that cannot be imported.
         CorruptModelError: an invalid node or graph.
     """
+    try:
+        fold(proto, inputs)
+    except GraphTooLargeError as err:
+        raise ModelError(f"{path} has {err} in place of those it states") from err
+    name_nodes(proto.graph)
     check_operators(proto, path)
-    _plain_constants(proto.graph)
     to_qdq(proto, path)
     _check_quantisation(proto.graph, path)
     check_graph(proto, path)
-
-
-def _plain_constants(graph: onnx.GraphProto) -> None:
-    """``value_float`` and its like as ``value``."""
-    import numpy as np
-    from onnx import helper, numpy_helper
-
-    for node in graph.node:
-        if node.op_type != "Constant" or len(node.attribute) != 1:
-            continue
-        dtype = _PLAIN.get(node.attribute[0].name)
-        if dtype is not None:
-            given = helper.get_attribute_value(node.attribute[0])
-            tensor = numpy_helper.from_array(np.array(given, dtype))
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("value", tensor))
 
 
 def _check_quantisation(graph: onnx.GraphProto, path: Path) -> None:

@@ -11,6 +11,8 @@ the opset, and returns a Relax expression, or None to leave the node to TVM:
 * ConvInteger, which TVM has not, is computed in int32,
 * DynamicQuantizeLinear of nothing but zeros has the scale 1 (TVM divides by 0),
 * Dropout is nothing.
+
+More are in :mod:`_onnx_resize`, :mod:`_onnx_rules_index` and :mod:`_onnx_rules_more`.
 """
 
 from __future__ import annotations
@@ -23,16 +25,13 @@ from typing import Any
 import numpy as np
 
 from tvmx._tvm import relax, tvm
+from tvmx.frontends import _onnx_rules_index as index
+from tvmx.frontends import _onnx_rules_more as more
+from tvmx.frontends._onnx_attributes import array as _array
+from tvmx.frontends._onnx_attributes import ints as _ints
+from tvmx.frontends._onnx_resize import resize, upsample
 
 Rule = Callable[[list[Any], dict[str, Any], int], Any]
-
-
-def _array(expr: Any) -> Any:
-    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
-
-
-def _ints(shape: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in shape)
 
 
 def _clip(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
@@ -194,14 +193,37 @@ RULES: dict[str, Rule] = {
     "Clip": _clip,
     "Conv": _explicit_padding,
     "ConvInteger": _conv_integer,
+    "ConvTranspose": more.conv_transpose,
+    "CumProd": more.cum_prod,
+    "CumSum": more.cum_sum,
     "Dropout": _dropout,
     "DynamicQuantizeLinear": _dynamic_quantize,
+    "Gather": index.gather,
+    "GatherElements": index.gather_elements,
+    "GatherND": index.gather_nd,
     "Gemm": _gemm,
+    "IsInf": more.is_inf,
+    "LpNormalization": more.lp_normalization,
     "Max": _variadic(relax.op.maximum),
     "MaxPool": _explicit_padding,
     "Mean": _mean,
     "Min": _variadic(relax.op.minimum),
+    "Mod": more.modulo,
+    "OneHot": index.one_hot,
     "Pad": _pad,
+    "Pow": more.power,
+    "RMSNormalization": more.rms_normalization,
+    "ReduceMax": more.reduce_max,
+    "ReduceMin": more.reduce_min,
+    "Resize": resize,
+    "RoiAlign": more.roi_align,
+    "Scatter": index.scatter_elements,
+    "ScatterElements": index.scatter_elements,
+    "ScatterND": index.scatter_nd,
+    "Slice": index.slice_attributes,
+    "SpaceToDepth": more.space_to_depth,
     "Sum": _variadic(relax.op.add),
+    "TopK": index.top_k,
+    "Upsample": upsample,
 }
 """ONNX operator type -> converter."""

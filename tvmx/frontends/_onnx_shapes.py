@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmx.errors import ModelError
+from tvmx.errors import ModelError, ModelShapeError
 from tvmx.frontends._shapes import (
     Dim,
     check_dtype,
@@ -18,6 +19,9 @@ from tvmx.ir import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+MOST_ELEMENTS = 1 << 28
+"""Of any tensor of a network; 1 GB of floats."""
+
 
 def resolve_inputs(
     proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], path: Path
@@ -26,7 +30,7 @@ def resolve_inputs(
 
     Raises:
         ModelShapeError: ``shapes`` names no input, contradicts a static dimension, or
-            leaves an input dynamic. All inputs that are dynamic are named at once.
+            leaves an input dynamic (all of those are named at once), or makes it too large.
         ModelError: an input is no tensor, or of a dtype that cannot be fed.
     """
     weights = {init.name for init in proto.graph.initializer}
@@ -35,7 +39,7 @@ def resolve_inputs(
     check_names(names, shapes, path)
     declared = {value.name: _declared(value) for value in values}
     reject_dynamic(declared, shapes, path)
-    return tuple(
+    specs = tuple(
         TensorSpec(
             value.name,
             resolve_shape(value.name, declared[value.name], shapes.get(value.name), path),
@@ -43,6 +47,13 @@ def resolve_inputs(
         )
         for value in values
     )
+    for spec in specs:
+        if math.prod(spec.shape) > MOST_ELEMENTS:
+            raise ModelShapeError(
+                f"{path}: input {spec.name!r} has the shape {spec.shape}; a tensor has at most "
+                f"{MOST_ELEMENTS} elements"
+            )
+    return specs
 
 
 def _declared(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
