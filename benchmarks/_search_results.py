@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from tvmx.store import write_atomic
+from benchmarks._records import Record
 
 WITHIN = 0.01
 FEW = (2, 11, 101)
 """Episodes of the short runs: the baseline, and 1, 10 and 100 plans besides."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def save(self, path: Path) -> None:
-        """Write as JSON. Raises UnwritableError."""
-        write_atomic(path, self.model_dump_json(indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self | None:
-        """What an earlier start left; None when there is nothing this version can read."""
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None
-
-
-class Step(_Record):
+class Step(Record):
     """From episode number ``episode`` on (the first is 1) the best plan takes ``us``.
 
     ``plans`` counts the distinct plans played by then: what would have to be measured.
@@ -43,7 +23,7 @@ class Step(_Record):
     us: float
 
 
-class Curve(_Record):
+class Curve(Record):
     """One agent on one case with one seed, told that it has ``episodes``.
 
     ``steps`` are its improvements; ``played`` and ``plans`` the episodes it took and the distinct
@@ -70,7 +50,7 @@ class Curve(_Record):
         return next((step for step in self.steps if step.us <= us), None)
 
 
-class Line(_Record):
+class Line(Record):
     """An agent on a case at a number of episodes; figures are medians over the seeds.
 
     ``regret`` is how much longer its best plan takes than the optimum (0.01: 1 %), ``worst`` that
@@ -88,7 +68,7 @@ class Line(_Record):
     curve: tuple[tuple[int, float], ...]
 
 
-class Summary(_Record):
+class Summary(Record):
     """A case: its baseline and optimum in us, and every agent after few and all episodes.
 
     ``few`` has a tuple for every length in ``FEW``. ``proven``: the optimum is certain.
@@ -110,7 +90,7 @@ class Summary(_Record):
         return next((line for line in lines if line.agent == agent), None)
 
 
-class Report(_Record):
+class Report(Record):
     """Everything the tables show."""
 
     machine: str

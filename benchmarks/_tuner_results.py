@@ -6,13 +6,9 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from benchmarks._records import Record
 from tvmx.measure import Paired, compare_paired
-from tvmx.store import write_atomic
 
 SCHEMA = 1
 COLD, WARM, RANDOM, GRID, METASCHEDULE = "cold", "warm", "random", "grid", "metaschedule"
@@ -27,23 +23,7 @@ Candidate = tuple[str, str]
 """Template and config as JSON; or ``metaschedule`` and ``SEED/NUMBER``."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def save(self, path: Path) -> None:
-        """Write as JSON. Raises UnwritableError."""
-        write_atomic(path, self.model_dump_json(indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self | None:
-        """What an earlier start left; None when there is nothing this version can read."""
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None
-
-
-class Point(_Record):
+class Point(Record):
     """One measurement: median us, or None where the candidate failed."""
 
     template: str
@@ -56,7 +36,7 @@ class Point(_Record):
         return self.template, self.config
 
 
-class Curve(_Record):
+class Curve(Record):
     """One method on one workload with one seed: every measurement in its order.
 
     ``space`` is the digest of workload, templates and their spaces, ``taught_by`` names the
@@ -95,7 +75,7 @@ class Curve(_Record):
         return held + [best] * (trials - len(held))
 
 
-class Retimed(_Record):
+class Retimed(Record):
     """One candidate, timed again in the same rounds as all others of its workload."""
 
     template: str
@@ -113,7 +93,7 @@ class Retimed(_Record):
         return statistics.median(self.us)
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """The fastest candidates of a workload, side by side. ``asked`` are those that were to be."""
 
     schema_version: int = SCHEMA

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from benchmarks._records import Record
 from benchmarks._tuner_results import (
     COLD,
     METASCHEDULE,
@@ -12,7 +13,6 @@ from benchmarks._tuner_results import (
     Candidate,
     Comparison,
     Curve,
-    _Record,
     behind,
     measured_us,
     median_needed,
@@ -24,7 +24,7 @@ BOUNDS = {COLD: 32, WARM: 8}
 """The most measurements until within 5 % of the best known config, median over seeds."""
 
 
-class Summary(_Record):
+class Summary(Record):
     """One workload. Latencies in us, timed side by side.
 
     ``needed`` are, by method and seed, the measurements until within 5 % of the best known
@@ -56,7 +56,7 @@ class Summary(_Record):
         return statistics.median(self.ratios) if self.ratios else None
 
 
-class Report(_Record):
+class Report(Record):
     """Everything the table shows, and what it was measured on."""
 
     machine: str
