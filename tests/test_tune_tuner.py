@@ -257,7 +257,7 @@ def test_what_the_ranker_learned_elsewhere_saves_measurements() -> None:
 
 def test_dense_workload_and_single_knob() -> None:
     tuned = KnobTuner(small_space(30), DENSE, "dense", TARGET)
-    for _ in range(5):
+    for _ in range(4):
         for config in tuned.shortlist(4):
             tuned.describe(config, tile_features(config))
         for config in tuned.propose(4):
