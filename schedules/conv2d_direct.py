@@ -37,6 +37,7 @@ from tvmx.templates import (
     DirectEmitter,
     FloatForm,
     Kernel,
+    Part,
     ScheduleTemplate,
     WordImage,
     Words,
@@ -57,9 +58,12 @@ from tvmx.templates import (
 
 MAX_OC_TILE = 6
 CHUNKS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 28)
-NAMES = ("oc_tile", "oh_tile", "ow_tile", "order", "chunk", "pad")
+NAMES = ("oc_tile", "oh_tile", "ow_tile", "order", "chunk", "pad", "ic_chunk")
+IC_CHUNKS = (64, 128, 256)
 COPY_CYCLES = 3
 """Modelled cycles to copy one vector into an image."""
+SUM_CYCLES = 3
+"""Modelled cycles to store one vector of sums and load it again."""
 STREAMS = 16
 """Places in memory that prefetchers follow at a time."""
 TASK_CYCLES = 2_000
@@ -111,12 +115,14 @@ class Conv2dDirect(ScheduleTemplate):
                 "order": ["oc", "row"],
                 "chunk": list(CHUNKS),
                 "pad": _pads(workload, g),
+                "ic_chunk": _ic_chunks(g),
             },
             default=dict(zip(NAMES, (*best[0], *best[1:]), strict=True)),
             constraint=lambda c: (
                 (c["oc_tile"], c["oh_tile"], c["ow_tile"]) in legal
                 and c["chunk"] <= g.units(c["oh_tile"], c["ow_tile"])
                 and (c["pad"] != "task" or c["order"] == "row")
+                and (c["chunk"] > 1 or not c["ic_chunk"])
             ),
         )
 
@@ -141,6 +147,12 @@ def _pads(w: Conv2dWorkload, g: Geometry) -> list[str]:
     if w.kernel != (1, 1):
         return ["none"]
     return ["none", "task"] if g.is_flat else ["none", "root", "task"]
+
+
+def _ic_chunks(g: Geometry) -> list[int]:
+    """Input channels summed over at a time; 0 is all. Tiles of one task have it in common."""
+    channels = g.group_in_blocks * g.block_words
+    return [0, *(c for c in IC_CHUNKS if c < channels and not g.plain)]
 
 
 def _ranked_tiles(w: Conv2dWorkload, g: Geometry, target: Target) -> list[Tile]:
@@ -175,21 +187,23 @@ def _depth(w: Conv2dWorkload, g: Geometry) -> int:
 
 def _candidates(
     w: Conv2dWorkload, g: Geometry, tiles: list[Tile]
-) -> list[tuple[Tile, str, int, str]]:
+) -> list[tuple[Tile, str, int, str, int]]:
     return [
-        (tile, order, chunk, pad)
+        (tile, order, chunk, pad, ic_chunk)
         for tile in tiles
         for order in ("oc", "row")
         for chunk in CHUNKS
         if chunk <= g.units(*tile[1:])
         for pad in _pads(w, g)
         if pad != "task" or order == "row"
+        for ic_chunk in (_ic_chunks(g) if chunk > 1 else [0])
     ]
 
 
 def _cycles(
-    w: Conv2dWorkload, g: Geometry, target: Target, tile: Tile, order: str, chunk: int, pad: str
-) -> float:
+    w: Conv2dWorkload, g: Geometry, target: Target, tile: Tile, order: str, chunk: int, pad: str,
+    ic_chunk: int,
+) -> float:  # fmt: skip
     """Modelled cycles of one image on the target's cores."""
     lane, (oc, oh, ow) = 4 * g.form.lanes, tile
     oc_tiles, units = ceil_div(g.out_blocks, oc), g.units(oh, ow)
@@ -216,8 +230,21 @@ def _cycles(
         return line_cycles(target, working_set, scattered=scattered) / 64
 
     # The weights of a tile serve the block's tiles, and a tile's pixels the oc tile's.
-    again = tile_weights + pixel * extent(oh, ow)
-    cycles = oc_tiles * blocks * tiles_per_block * tile_weights * line(again)
+    parts = ceil_div(g.group_in_blocks * g.block_words, ic_chunk) if ic_chunk else 1
+    reread = tile_weights + pixel * extent(oh, ow)
+
+    def weight_line(working_set: float) -> float:
+        near = working_set < 2 * 1024 * target.big.l1d_kib  # part of it stays in L1
+        return line(working_set) * (0.5 if near else 1.0)
+
+    # With parts all tiles of the block but the first find a part's weights.
+    tiles_after = tiles_per_block - 1
+    lines = weight_line(reread) + tiles_after * weight_line(reread / parts)
+    cycles = oc_tiles * blocks * tile_weights * lines
+    # Between the parts of the input blocks the sums of all tiles of the block wait in a cache.
+    sums = tiles_per_block * oc * oh * ow * lane
+    moved = oc_tiles * blocks * sums * (parts - 1)
+    cycles += moved * (SUM_CYCLES / lane + line(sums + reread / parts))
     if order == "row":
         cycles += blocks * weights * line(weights + block)
         cycles += blocks * oc_tiles * block * line(block + 2 * tile_weights)
@@ -259,19 +286,26 @@ class _Emitter(DirectEmitter):
         self.bias = None if bias is None else flat(bias)
         self.residual = None if residual is None else flat(residual)
 
-    def _tile(self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any) -> None:
+    def _tile(
+        self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any, part: Part
+    ) -> None:
         g, step = self.g, self.g.image_step
         sums = Accumulators(self.oc * self.oh * self.ow, self.v)
+        if not part.starts:
+            sums.restore(part.sums, part.at)
         block = (c // g.group_out_blocks) * g.group_in_blocks if g.groups > 1 else 0
         start = builder.Bind(
             words.start + block * words.block + down * step[0] * words.row
             + across * step[1] * words.column
         )  # fmt: skip
-        self._reduce(words, sums, start, c)
-        self._write(sums, n, c, y + down, x + across)
+        self._reduce(words, sums, start, c, part)
+        if part.ends:
+            self._write(sums, n, c, y + down, x + across)
+        else:
+            sums.save(part.sums, part.at)
 
-    def _reduce(self, words: Words, sums: Accumulators, start: Any, c: Any) -> None:
-        """Emit the loops over input channels and kernel taps.
+    def _reduce(self, words: Words, sums: Accumulators, start: Any, c: Any, part: Part) -> None:
+        """Emit the loops over a part's input channels and kernel taps.
 
         Where a step is short its rows are the inner loop: LLVM would unroll the columns, keep in
         registers the pixels that they share, and spill the sums.
@@ -280,12 +314,13 @@ class _Emitter(DirectEmitter):
         blocks, q, step = g.group_in_blocks, g.block_words, g.image_step
         depth = blocks * kh * kw * q
         rows = [i * step[0] * words.row for i in range(self.oh)]
-        loops = [blocks, kw, kh] if q == 1 else [blocks, kh, kw]
+        loops = [part.blocks, kw, kh] if q == 1 else [part.blocks, kh, kw]
         with (
-            builder.serial(0, loops[0]) as b,
+            builder.serial(0, loops[0]) as number,
             builder.serial(0, loops[1]) as middle,
             builder.serial(0, loops[2]) as inner,
         ):
+            b = part.first + number
             rx, ry = (middle, inner) if q == 1 else (inner, middle)
             across = (rx % 2) * words.half + rx // 2 if g.split else rx * dw * words.column
             data = builder.Bind(start + b * words.block + ry * dh * words.row + across)

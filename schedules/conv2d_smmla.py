@@ -39,6 +39,7 @@ from tvmx.templates import (
     DirectEmitter,
     DotForm,
     Kernel,
+    Part,
     ScheduleTemplate,
     WordImage,
     Words,
@@ -321,7 +322,10 @@ class _Emitter(DirectEmitter):
         self.weight, self.out = flat(weights), flat(out)
         self.residual = None if residual is None else flat(residual)
 
-    def _tile(self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any) -> None:
+    def _tile(
+        self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any, part: Part
+    ) -> None:
+        del part  # all input blocks: there is no ic_chunk here
         g = self.g
         step = g.image_step
         sums = builder.alloc_buffer((2 * self.oc * len(self.pairs) * V,), "int32", scope="local")

@@ -45,11 +45,13 @@ from tvmx.templates import (
     fits_registers,
     flat,
     float_form,
+    is_x86,
     line_cycles,
     load,
     multiply_block,
     pack_conv_weight,
     pack_vector,
+    prefetch,
     spread,
     store,
     tile_cycles,
@@ -216,6 +218,8 @@ class _Emitter:
         self.group = min(config.int("oc_chunk"), self.oc_tiles)  # oc tiles
         self.group_blocks = min(self.group * self.oc, self.out_blocks)
         self.groups = ceil_div(self.out_blocks, self.group_blocks)
+        weights = 4 * self.places * self.in_blocks * self.out_blocks * self.v**2
+        self.prefetches = is_x86(target) and weights > 4 * 1024 * target.big.l2_kib
         self.parallel_inside = w.batch * self.strips < 2 * target.cores
 
     def function(self) -> Any:
@@ -338,17 +342,39 @@ class _Emitter:
         with builder.serial(0, self.places) as place, builder.serial(0, self.group) as tile:
             c = builder.Bind(tirx.min(tile * self.oc, self.group_blocks - self.oc))
             weight = builder.Bind((place * self.out_blocks + start + c) * (depth * v))
+            ahead = builder.Bind(self._next_weight(place, tile, start)) if self.prefetches else None
             with builder.serial(0, self.runs) as run:
                 sums = Accumulators(self.oc * self.p, v)
                 data = builder.Bind((place * self.runs + run) * (depth * self.p))
                 with builder.serial(0, self.in_blocks) as block:
                     at = data + block * (self.p * v)
+                    if ahead is not None:
+                        self._prefetch(ahead, run * self.in_blocks + block)
                     self._block(sums, patches, at, weight + block * (v * v))
                 to = builder.Bind(
                     ((place * self.runs + run) * self.group_blocks + c) * (self.p * v)
                 )
                 for number in range(self.oc * self.p):
                     store(products, sums.total(number), to + number * v, lanes=v)
+
+    def _next_weight(self, place: Any, tile: Any, start: Any) -> Any:
+        """Where the weights of the oc tile after this one begin."""
+        last = tile == self.group - 1
+        block = tirx.Select(last, place * 0, (tile + 1) * self.oc)
+        place = tirx.Select(last, tirx.min(place + 1, self.places - 1), place)
+        return (place * self.out_blocks + start + block) * (self.in_blocks * self.v * self.v)
+
+    def _prefetch(self, weight: Any, step: Any) -> None:
+        """Emit the prefetches to L2 of one step's share of the next oc tile's weights.
+
+        A strip reads 4 (m + 2)^2 bytes for each pair of channels, from behind L2 if they are many;
+        the hardware's prefetchers stop at every page.
+        """
+        steps, line = self.runs * self.in_blocks, 16
+        lines = self.oc * self.in_blocks * self.v * self.v // line
+        share = ceil_div(lines, steps)
+        for number in range(share):
+            prefetch(self.weight, weight + (step * share + number) * line)
 
     def _block(self, sums: Accumulators, patches: Any, data: Any, weight: Any) -> None:
         """Emit the products of one block of input channels."""

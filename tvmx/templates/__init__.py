@@ -12,6 +12,7 @@ from tvmx.templates._block_sparse import (
     for_kept_blocks,
     index_dtype,
     load,
+    prefetch,
     refuse_pointwise,
     refuse_sparsity,
     sparsity_levels,
@@ -19,7 +20,7 @@ from tvmx.templates._block_sparse import (
     store,
     sum_pixels,
 )
-from tvmx.templates._direct import DirectEmitter
+from tvmx.templates._direct import DirectEmitter, Part
 from tvmx.templates._epilogue import apply_epilogue, clipped, kernel_arguments
 from tvmx.templates._float_tile import FloatForm, float_form, multiply_block, multiply_rows
 from tvmx.templates._image import ConvGeometry, WordImage, Words, runs
@@ -88,6 +89,7 @@ __all__ = [
     "FloatForm",
     "Kernel",
     "Operands",
+    "Part",
     "Registry",
     "ScheduleTemplate",
     "SparseBuffers",
@@ -142,6 +144,7 @@ __all__ = [
     "pad_axis",
     "permuted",
     "pixel_of",
+    "prefetch",
     "reference",
     "refuse_pointwise",
     "refuse_sparsity",

@@ -173,6 +173,15 @@ def store(buffer: Any, value: Any, *index: Any, lanes: int = 1) -> None:
     builder.buffer_store(buffer, value, _vector(index, lanes))
 
 
+def prefetch(buffer: Any, index: Any) -> None:
+    """Emit a hint to bring the line of an element of a flat buffer into L2; it may lie outside."""
+    from tvmx._tvm import builder, tirx
+
+    where = tirx.address_of(tirx.BufferLoad(buffer, [index]))
+    read, to_l2, data = (tirx.const(number, "int32") for number in (0, 2, 1))
+    builder.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", where, read, to_l2, data))
+
+
 def spread(value: Any, lanes: int) -> Any:
     """A vector of ``lanes`` times ``value``."""
     from tvmx._tvm import tirx
@@ -204,6 +213,16 @@ class Accumulators:
         """Emit the addition of ``value`` to sum ``number``; ``step`` picks the partial sum."""
         buffer = self._buffers[step % self.parts * self.count + number]
         store(buffer, load(buffer, 0, lanes=self.lanes) + value, 0, lanes=self.lanes)
+
+    def save(self, buffer: Any, at: Any) -> None:
+        """Emit the store of all totals to a flat float32 buffer, from ``at`` on."""
+        for number in range(self.count):
+            store(buffer, self.total(number), at + number * self.lanes, lanes=self.lanes)
+
+    def restore(self, buffer: Any, at: Any) -> None:
+        """Emit the addition of what :meth:`save` stored."""
+        for number in range(self.count):
+            self.add(number, load(buffer, at + number * self.lanes, lanes=self.lanes))
 
     def total(self, number: int, start: int = 0, lanes: int | None = None) -> Any:
         """Sum ``number``, all its parts; of its lanes only ``lanes`` from ``start`` on."""

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvmx.ir import Config, Conv2dWorkload, ceil_div
 from tvmx.templates._image import ConvGeometry, WordImage, Words
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of the input blocks that a tile sums over, and where its sums are between parts.
+
+    ``blocks`` input blocks from ``first`` on. The first part starts from zero, the last writes the
+    output; between them the sums are in ``sums``, a flat buffer, from ``at`` on.
+    """
+
+    first: Any
+    blocks: int
+    starts: bool = True
+    ends: bool = True
+    sums: Any = None
+    at: Any = None
+
+
 class DirectEmitter(ABC):
     """Writes a kernel statement by statement; a subclass says what its arguments and a tile are.
 
-    The config has ``oc_tile``, ``oh_tile``, ``ow_tile``, ``order`` ("row" or "oc"), ``chunk`` and
-    ``pad`` ("root", "task" or "none").
+    The config has ``oc_tile``, ``oh_tile``, ``ow_tile``, ``order`` ("row" or "oc"), ``chunk``,
+    ``pad`` ("root", "task" or "none") and, where a subclass supports it, ``ic_chunk``: input channels
+    that all tiles of a task sum over before they go on to the next ones, so that the weights of
+    these are read from L1 by all tiles but the first. 0: all at once.
     """
 
     image: WordImage
@@ -31,6 +50,8 @@ class DirectEmitter(ABC):
         self.rows = min(self.tile_rows * self.oh, g.out_height)
         self.columns = min(self.tile_columns * self.ow, g.out_width)
         self.tasks = ceil_div(g.units(self.oh, self.ow), chunk)
+        self.part = config.int("ic_chunk") if "ic_chunk" in config else 0
+        self.part = self.part // g.block_words or g.group_in_blocks
         self.oc_tiles = ceil_div(g.out_blocks, self.oc)
 
     def function(self) -> Any:
@@ -63,8 +84,10 @@ class DirectEmitter(ABC):
         """Emit the arguments; sets :attr:`image`."""
 
     @abstractmethod
-    def _tile(self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any) -> None:
-        """Emit one tile: from output block ``c`` on, at (y + down, x + across)."""
+    def _tile(
+        self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any, part: Part
+    ) -> None:
+        """Emit one tile of a part: from output block ``c`` on, at (y + down, x + across)."""
 
     def _origin(self, task: Any) -> tuple[Any, Any]:
         """First output row and column of a task."""
@@ -89,8 +112,34 @@ class DirectEmitter(ABC):
         from tvmx._tvm import builder, tirx
 
         c = builder.Bind(tirx.min(co * self.oc, self.g.out_blocks - self.oc))
+        blocks = self.g.group_in_blocks
+        parts = ceil_div(blocks, self.part)
+        if parts == 1:
+            self._pass(words, n, c, y, x, Part(0, blocks))
+            return
+        size = self.tile_rows * self.tile_columns * self._sums
+        sums = builder.alloc_buffer((size,), "float32")
+        self._pass(words, n, c, y, x, Part(0, self.part, ends=False, sums=sums))
+        if parts > 2:
+            with builder.serial(1, parts - 1) as number:
+                first = builder.Bind(number * self.part)
+                middle = Part(first, self.part, starts=False, ends=False, sums=sums)
+                self._pass(words, n, c, y, x, middle)
+        first = (parts - 1) * self.part
+        self._pass(words, n, c, y, x, Part(first, blocks - first, starts=False, sums=sums))
+
+    @property
+    def _sums(self) -> int:
+        """Sums of one tile."""
+        return self.oc * self.oh * self.ow * int(self.v)
+
+    def _pass(self, words: Words, n: Any, c: Any, y: Any, x: Any, part: Part) -> None:
+        """Emit one part of the tiles of a task."""
+        from tvmx._tvm import builder, tirx
+
         with builder.serial(0, self.tile_rows) as i:
             down = builder.Bind(tirx.min(i * self.oh, self.rows - self.oh))
             with builder.serial(0, self.tile_columns) as j:
                 across = builder.Bind(tirx.min(j * self.ow, self.columns - self.ow))
-                self._tile(words, n, c, y, x, down, across)
+                at = (i * self.tile_columns + j) * self._sums
+                self._tile(words, n, c, y, x, down, across, replace(part, at=at))
