@@ -37,7 +37,7 @@ from benchmarks._tuner_runs import (
     search_metaschedule,
 )
 from benchmarks._tuner_summary import Report, missed, summarise
-from benchmarks._tuner_workloads import WORKLOADS, workload_of
+from benchmarks._tuner_workloads import ALL, HELD_OUT, WORKLOADS, workload_of
 from tvmx.errors import MeasureError, TvmxError, UsageError
 
 _FULL_SEEDS, _FULL_TRIALS = 5, 64  # from here on a missed bound is an error
@@ -45,7 +45,10 @@ _FULL_SEEDS, _FULL_TRIALS = 5, 64  # from here on a missed bound is an error
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the journal and the figures.")],
-    workloads: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(WORKLOADS),
+    workloads: Annotated[
+        str,
+        typer.Option(help=f"Comma-separated. Held out, if named: {', '.join(HELD_OUT)}."),
+    ] = ",".join(WORKLOADS),
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
     trials: Annotated[int, typer.Option(min=1, help="Measurements of each run.")] = 64,
@@ -60,7 +63,7 @@ def main(
     os.environ.update(ONE_THREAD)
     try:
         settings = Settings(
-            out.resolve(), _chosen(workloads, list(WORKLOADS)), _chosen(methods, METHODS), seeds,
+            out.resolve(), _chosen(workloads, list(ALL)), _chosen(methods, METHODS), seeds,
             trials,
         )  # fmt: skip
         if WARM in settings.methods and len(settings.workloads) < 2:

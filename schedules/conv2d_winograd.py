@@ -95,7 +95,8 @@ class Conv2dWinograd(ScheduleTemplate):
     def preference(self, workload: Any, target: Target) -> int:
         names = self.space(workload, target).default
         own = _cycles(workload, target, *(names.int(name) for name in NAMES))
-        return self.preferred if own < MARGIN * _direct_cycles(workload, target) else self.priority
+        direct = _direct_cycles(workload, target) / target.cores
+        return self.preferred if own < MARGIN * direct else self.priority
 
     def layouts(self, workload: Any, target: Target) -> tuple[str, str]:
         layout = blocked(target.lanes("float32"))
@@ -151,20 +152,22 @@ def _tiles(w: Conv2dWorkload, m: int) -> int:
 def _cycles(
     w: Conv2dWorkload, target: Target, m: int, oc: int, p: int, chunk: int, oc_chunk: int
 ) -> float:
-    """Modelled cycles of one image on one core."""
+    """Modelled cycles of one image, on as many cores as the target has: those of the busiest."""
     v = target.lanes("float32")
     tiles, places = _tiles(w, m), (m + 2) ** 2
     strip = min(chunk * p, tiles)
     strips = ceil_div(tiles, strip)
     in_blocks, out_blocks = _blocks(w.in_channels, target), _blocks(w.out_channels, target)
     oc_tiles = ceil_div(out_blocks, oc)
-    groups = ceil_div(oc_tiles, oc_chunk)
+    group_tiles = min(oc_chunk, oc_tiles)
+    group_blocks = min(oc * group_tiles, out_blocks)
+    groups = ceil_div(out_blocks, group_blocks)  # the last one overlaps the one before it
     tile = tile_cycles(target, oc, p, in_blocks * v)
-    products = places * strips * ceil_div(strip, p) * oc_tiles * tile
+    products = places * strips * ceil_div(strip, p) * groups * group_tiles * tile
     # A transform is about 2.5 operations a place each way.
-    transforms = 6.0 * places * strips * strip * (in_blocks + out_blocks)
+    transform = 6.0 * places * strips * strip
     vectors = places * strip * v * 4  # bytes of V or M for one block
-    v_bytes, m_bytes = vectors * in_blocks, vectors * min(oc * oc_chunk, out_blocks)
+    v_bytes, m_bytes = vectors * in_blocks, vectors * group_blocks
     u_bytes = 4 * v * v * places * in_blocks * out_blocks
     l2 = target.big.l2_kib * 1024
     stream = line_cycles(target, math.inf)
@@ -175,12 +178,25 @@ def _cycles(
     weights = _L2_LINE if u_bytes + v_bytes + m_bytes <= 0.8 * l2 else stream
     # V is written, and M read, in one stream for each place: more than prefetchers follow.
     first = scattered if strips > 1 else missed
-    lines = (
-        u_bytes * weights
-        + v_bytes * (first + groups * again)
-        + m_bytes * groups * (again + scattered)
-    )
-    return products + transforms + strips * lines / _LINE
+    forward = v_bytes * first
+    rest = u_bytes * weights + v_bytes * groups * again + m_bytes * groups * (again + scattered)
+    if _parallel_inside(w, target, strips):
+        busy_first, busy = _busiest(in_blocks, target.cores), _busiest(groups, target.cores)
+    else:
+        busy_first = busy = _busiest(w.batch * strips, target.cores)
+    transforms = transform * (in_blocks * busy_first + groups * group_blocks * busy)
+    lines = strips * (forward * busy_first + rest * busy) / _LINE
+    return products * busy + transforms + lines
+
+
+def _parallel_inside(w: Conv2dWorkload, target: Target, strips: int) -> bool:
+    """Whether a strip's patches and groups are shared out, not whole strips."""
+    return w.batch * strips < 2 * target.cores
+
+
+def _busiest(tasks: int, cores: int) -> float:
+    """The share of ``tasks`` that the busiest core gets."""
+    return ceil_div(tasks, cores) / tasks
 
 
 def _direct_cycles(w: Conv2dWorkload, target: Target) -> float:
