@@ -62,8 +62,8 @@ NAMES = ("oc_tile", "oh_tile", "ow_tile", "order", "chunk", "pad", "ic_chunk")
 IC_CHUNKS = (64, 128, 256)
 COPY_CYCLES = 3
 """Modelled cycles to copy one vector into an image."""
-SUM_CYCLES = 3
-"""Modelled cycles to store one vector of sums and load it again."""
+SUM_CYCLES = {False: 3, True: 12}
+"""Modelled cycles, out of order and in order, to store one vector of sums and load it again."""
 STREAMS = 16
 """Places in memory that prefetchers follow at a time."""
 TASK_CYCLES = 2_000
@@ -244,7 +244,8 @@ def _cycles(
     # Between the parts of the input blocks the sums of all tiles of the block wait in a cache.
     sums = tiles_per_block * oc * oh * ow * lane
     moved = oc_tiles * blocks * sums * (parts - 1)
-    cycles += moved * (SUM_CYCLES / lane + line(sums + reread / parts))
+    per_sum = SUM_CYCLES[target.big.in_order]
+    cycles += moved * (per_sum / lane + line(sums + reread / parts))
     if order == "row":
         cycles += blocks * weights * line(weights + block)
         cycles += blocks * oc_tiles * block * line(block + 2 * tile_weights)
