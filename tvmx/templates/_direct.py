@@ -30,9 +30,9 @@ class DirectEmitter(ABC):
     """Writes a kernel statement by statement; a subclass says what its arguments and a tile are.
 
     The config has ``oc_tile``, ``oh_tile``, ``ow_tile``, ``order`` ("row" or "oc"), ``chunk``,
-    ``pad`` ("root", "task" or "none") and, where a subclass supports it, ``ic_chunk``: input channels
-    that all tiles of a task sum over before they go on to the next ones, so that the weights of
-    these are read from L1 by all tiles but the first. 0: all at once.
+    ``pad`` ("root", "task" or "none") and, where a subclass supports it, ``ic_chunk``: input
+    channels that all tiles of a task sum over before they go on to the next ones, so that the
+    weights of these are read from L1 by all tiles but the first. 0: all at once.
     """
 
     image: WordImage
