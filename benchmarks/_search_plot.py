@@ -1,4 +1,4 @@
-"""Regret against episodes as one SVG: a panel for each case."""
+"""Regret against distinct plans as one SVG: a panel for each case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _FLOOR, _CEILING = 1e-3, 10.0  # regret: what is nearer counts as the optimum
 
 
 def regret_svg(cases: Sequence[Summary], episodes: int) -> str:
-    """Medians over seeds, both axes logarithmic; the dashed line is within 1 %."""
+    """Medians over seeds, both axes logarithmic; the dashed line is within 1 %.
+
+    Plans, on the x-axis, are at most as many as ``episodes``.
+    """
     rows = -(-len(cases) // _COLUMNS)
     width = _COLUMNS * (_WIDTH + _LEFT + _GAP)
     height = rows * (_HEIGHT + _TOP + _GAP) + 40
@@ -68,7 +71,7 @@ def _legend(agents: Sequence[str]) -> list[str]:
             f'<line x1="{x}" y1="-4" x2="{x + 20}" y2="-4" {stroke}/>',
             f'<text x="{x + 25}" y="0">{agent}</text>',
         ]
-    note = "regret against episodes; medians"
+    note = "regret against distinct plans, each a measurement if it had to be measured; medians"
     return [*parts, f'<text x="{len(agents) * 92}" y="0">{note}</text>']
 
 

@@ -27,7 +27,8 @@ class Curve(Record):
     """One agent on one case with one seed, told that it has ``episodes``.
 
     ``steps`` are its improvements; ``played`` and ``plans`` the episodes it took and the distinct
-    plans among them. ``cpu_s`` is processor time, thinking and environment together.
+    plans among them. ``cpu_s`` is processor time, thinking and environment together; ``wall_s``
+    what a clock saw (None: made before it was kept), which other work on the machine lengthens.
     """
 
     case: str
@@ -39,10 +40,11 @@ class Curve(Record):
     played: int
     plans: int
     cpu_s: float
+    wall_s: float | None = None
 
-    def best_us(self, episode: int) -> float | None:
-        """The best plan after so many episodes; None before the first feasible one."""
-        found = [step.us for step in self.steps if step.episode <= episode]
+    def best_us(self, plans: int | None = None) -> float | None:
+        """The best of so many distinct plans, of all by default; None where none is feasible."""
+        found = [step.us for step in self.steps if plans is None or step.plans <= plans]
         return found[-1] if found else None
 
     def within(self, us: float) -> Step | None:
@@ -55,7 +57,8 @@ class Line(Record):
 
     ``regret`` is how much longer its best plan takes than the optimum (0.01: 1 %), ``worst`` that
     of the worst seed; ``episodes_within`` and ``plans_within`` what it took to come within 1 %,
-    None where the median seed did not. ``curve`` is the regret after 1, 2, 5, 10, 20, ...
+    None where the median seed did not. ``curve`` is the regret after 1, 2, 5, 10, 20, ... distinct
+    plans: so many would have to be measured. ``wall_s`` is of the runs that have one.
     """
 
     agent: str
@@ -65,6 +68,7 @@ class Line(Record):
     plans_within: float | None
     plans: float
     cpu_s: float
+    wall_s: float | None
     curve: tuple[tuple[int, float], ...]
 
 
@@ -81,6 +85,7 @@ class Summary(Record):
     exact_us: float
     proven: bool
     exact_cpu_s: float
+    exact_wall_s: float
     few: tuple[tuple[Line, ...], ...]
     long: tuple[Line, ...]
 
@@ -104,21 +109,24 @@ def line_of(agent: str, curves: Sequence[Curve], exact_us: float) -> Line:
     """What an agent's runs of one length came to."""
     limit = (1 + WITHIN) * exact_us
 
-    def regret(curve: Curve, episode: int) -> float:
-        us = curve.best_us(episode)
+    def regret(curve: Curve, plans: int | None = None) -> float:
+        us = curve.best_us(plans)
         return float("inf") if us is None else us / exact_us - 1
 
-    episodes = curves[0].episodes
-    marks = [n for n in _marks(episodes) if n <= max(c.played for c in curves)]
-    last = [regret(c, episodes) for c in curves]
+    last = [regret(c) for c in curves]
     reached = [c.within(limit) for c in curves]
+    walls = [c.wall_s for c in curves if c.wall_s is not None]
     return Line(
         agent=agent, regret=statistics.median(last), worst=max(last),
         episodes_within=_median([s and s.episode for s in reached]),
         plans_within=_median([s and s.plans for s in reached]),
         plans=statistics.median(c.plans for c in curves),
         cpu_s=statistics.median(c.cpu_s for c in curves),
-        curve=tuple((n, statistics.median(regret(c, n) for c in curves)) for n in marks),
+        wall_s=statistics.median(walls) if walls else None,
+        curve=tuple(
+            (n, statistics.median(regret(c, n) for c in curves))
+            for n in _marks(max(c.plans for c in curves))
+        ),
     )  # fmt: skip
 
 
@@ -127,6 +135,6 @@ def _median(counts: Sequence[int | None]) -> float | None:
     return None if median == float("inf") else median
 
 
-def _marks(episodes: int) -> list[int]:
+def _marks(most: int) -> list[int]:
     marks = [m * 10**k for k in range(6) for m in (1, 2, 5)]
-    return sorted({*(m for m in marks if m < episodes), episodes})
+    return sorted({*(m for m in marks if m < most), most})

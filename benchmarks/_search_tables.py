@@ -19,6 +19,8 @@ def print_report(report: Report) -> None:
         _table(report, agents, lambda c, a, few=few: _regret(c.line(a, few)))
     print("\nEpisodes until within 1 % of the optimum (distinct plans in brackets).\n")
     _table(report, agents, _within)
+    print("\nSeconds of a run of the first table: processor time (wall time); exact alone.\n")
+    _table(report, agents, _seconds)
     print(f"\nRandom's best over the agent's best after {FEW[-1]} episodes: latency, regret.\n")
     if "random" in agents:
         _table(report, [a for a in agents if a != "random"], _beside_random)
@@ -52,6 +54,16 @@ def _within(case: Summary, agent: str) -> str:
     if line is None or line.episodes_within is None:
         return "-"
     return f"{line.episodes_within:g} ({line.plans_within:g})"
+
+
+def _seconds(case: Summary, agent: str) -> str:
+    line = case.line(agent)
+    if line is None:
+        return ""
+    found = (line.cpu_s, line.wall_s)
+    if agent == "exact":  # its runs go on from the optimum, plan by plan
+        found = (case.exact_cpu_s, case.exact_wall_s)
+    return f"{found[0]:.2f}" + ("" if found[1] is None else f" ({found[1]:.2f})")
 
 
 def _beside_random(case: Summary, agent: str) -> str:
