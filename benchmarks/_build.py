@@ -20,8 +20,8 @@ def open_context(folder: Folder, exact: bool = True) -> Context:
     return Context.open(folder.model, {}, TARGET, (), exact=exact)
 
 
-def build_defaults(folder: Folder) -> tuple[int, int, int]:
-    """Build the baseline plan, write the golden arrays; returns layers hit, layers, arena bytes."""
+def build_defaults(folder: Folder) -> dict[str, int]:
+    """Build the baseline plan, write the golden arrays; returns fields of the network's result."""
     from tvmx.explore._reference import golden_inputs
     from tvmx.explore._whole import build_plan
     from tvmx.passes import baseline_plan
@@ -37,7 +37,10 @@ def build_defaults(folder: Folder) -> tuple[int, int, int]:
     built = build_plan(
         "defaults", plan, context.network, context.registry, context.target, folder.path
     )
-    return built.lowered.hits, built.lowered.total, built.build.arena_bytes
+    return {
+        "layers": built.lowered.total, "layers_hit": built.lowered.hits,
+        "weights_bytes": built.build.weights_bytes, "arena_bytes": built.build.arena_bytes,
+    }  # fmt: skip
 
 
 def _onnx_inputs(folder: Folder) -> list[str]:

@@ -13,6 +13,7 @@ from benchmarks._models import calibration_samples
 from benchmarks._results import Mixed, Quantised
 
 if TYPE_CHECKING:
+    from tvmx.build import NetworkBuild
     from tvmx.explore._context import Context
     from tvmx.ir import Implementation, Layer, LayerChoice, Plan
     from tvmx.numerics import QuantParams
@@ -38,7 +39,7 @@ class Calibrated:
         samples = Samples(dict(zip(specs, arrays, strict=True)))
         self.params: dict[int, QuantParams] = calibrate(self.simulator, samples, specs, _METHOD)
 
-    def build(self, name: str, plan: Plan) -> None:
+    def build(self, name: str, plan: Plan) -> NetworkBuild:
         """Build a plan; keep it and what it must output."""
         from tvmx.explore._whole import build_plan, rtol_of
 
@@ -47,7 +48,9 @@ class Calibrated:
         inputs, _ = folder.load_golden()
         expected = self.simulator.expected(plan, list(inputs.values()))
         folder.save_expected(name, expected, rtol_of(plan, context.network.graph))
-        build_plan(name, plan, context.network, context.registry, context.target, folder.path)
+        return build_plan(
+            name, plan, context.network, context.registry, context.target, folder.path
+        ).build
 
 
 def build_quantised(folder: Folder, mixed: bool) -> tuple[Quantised, Mixed | None]:
@@ -61,8 +64,11 @@ def build_quantised(folder: Folder, mixed: bool) -> tuple[Quantised, Mixed | Non
     calibrated = Calibrated(folder)
     context = calibrated.context
     plan = int8_plan(context.network, context.registry, context.target, calibrated.params, SEED)
-    calibrated.build(INT8, plan)
-    quantised = Quantised(layers=layer_counts(plan), method=_METHOD)
+    built = calibrated.build(INT8, plan)
+    quantised = Quantised(
+        layers=layer_counts(plan), method=_METHOD,
+        weights_bytes=built.weights_bytes, arena_bytes=built.arena_bytes,
+    )  # fmt: skip
     return quantised, _verify_mixed(calibrated) if mixed else None
 
 
@@ -92,7 +98,8 @@ def mixed_plan(context: Context, params: dict[int, QuantParams], seed: int) -> P
 def _draw(context: Context, layer: Layer, rng: random.Random) -> LayerChoice:
     from tvmx.passes import choose
 
-    options = context.registry.implementations(layer.workload, context.target)
+    in_float = layer.index in context.network.graph.read_in_float
+    options = context.registry.implementations(layer.workload, context.target, float_out=in_float)
     kind = rng.choice(sorted({_kind(implementation) for _, implementation in options}))
     entry, implementation = rng.choice([o for o in options if _kind(o[1]) == kind])
     return choose(entry, layer, context.target, implementation=implementation)

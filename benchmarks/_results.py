@@ -131,6 +131,9 @@ class Quantised(_Record):
     layers: dict[str, int]
     method: str
     ort_nodes: dict[str, int] = Field(default_factory=dict)
+    weights_bytes: int = 0
+    arena_bytes: int = 0
+    """Constants and activations of tvmx's int8 plan."""
 
 
 class Mixed(_Record):
@@ -165,8 +168,9 @@ class NetworkResult(_Record):
     versions: dict[str, str]
     layers: int = 0
     layers_hit: int = 0
+    weights_bytes: int = 0
     arena_bytes: int = 0
-    """Activations of one inference by the defaults, as planned."""
+    """Constants, and activations of one inference, by the defaults, as planned."""
 
     quantised: Quantised | None = None
     mixed: Mixed | None = None

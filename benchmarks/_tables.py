@@ -111,8 +111,9 @@ def _threaded_table(results: Sequence[NetworkResult], threads: int) -> Table:
 def _memory_table(results: Sequence[NetworkResult]) -> Table:
     table = _table(
         "peak resident memory in MB above a process with nothing loaded, 1 thread",
-        "arena, defaults", "tvmx defaults", "tvmx explored", "ONNX Runtime", "OpenVINO", "ncnn",
-        "MNN", "tvmx int8", "ONNX Runtime int8", "OpenVINO int8", "defaults / ncnn",
+        "weights, defaults / int8", "arena, defaults / int8", "tvmx defaults", "tvmx explored",
+        "ONNX Runtime", "OpenVINO", "ncnn", "MNN", "tvmx int8", "ONNX Runtime int8",
+        "OpenVINO int8", "defaults / ncnn",
     )  # fmt: skip
     for result in results:
         names = (DEFAULTS, EXPLORED, ORT, *PEERS, INT8, *INT8_PEERS)
@@ -120,11 +121,16 @@ def _memory_table(results: Sequence[NetworkResult]) -> Table:
         mine, ncnn = result.footprint(DEFAULTS), result.footprint(NCNN_PEER)
         table.add_row(
             result.network,
-            f"{result.arena_bytes / 1e6:.1f}",
+            _sizes(result.weights_bytes, result.quantised and result.quantised.weights_bytes),
+            _sizes(result.arena_bytes, result.quantised and result.quantised.arena_bytes),
             *(f"{one.peak_mb:.0f}" if one else "-" for one in found),
             f"{mine.peak_kib / ncnn.peak_kib:.2f}" if mine and ncnn else "-",
         )
     return table
+
+
+def _sizes(defaults: int, int8: int | None) -> str:
+    return " / ".join(f"{size / 1e6:.1f}" if size else "-" for size in (defaults, int8))
 
 
 def _best_peer(rounds: Rounds | None, names: Sequence[str] = FLOAT_PEERS) -> str:

@@ -147,8 +147,7 @@ def _network(
 
     say(f"{folder.network}: defaults")
     alone(prepare_model, folder)
-    hit, layers, arena = alone(build_defaults, folder)
-    add(layers=layers, layers_hit=hit, arena_bytes=arena)
+    add(**alone(build_defaults, folder))
     if want_main or want_mixed:
         say(f"{folder.network}: int8" + (" and a mixed plan" if want_mixed else ""))
         quantised, mixed = alone(build_quantised, folder, want_mixed)

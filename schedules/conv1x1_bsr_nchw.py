@@ -4,18 +4,18 @@ In loops, for one image (a vector holds ``lanes`` neighbouring pixels)::
 
     for oc, pixel: for ic: out += x * w                      # before; most w[4 oc][ic] are zero
 
-    parallel for task in (tile of pixels, chunk of oc / 4):  # after, order = "pixel"
-        for row of 4 oc in the chunk:
+    parallel for task in (run of tiles, group of oc / 4):    # after
+        for row of 4 oc in the group, tile in the run:
             acc[4][vectors][lanes] = 0                       # registers
             for k in indptr[row] .. indptr[row + 1]:         # the blocks that were kept
                 unrolled for 4, vectors: acc += w[k][oc] (broadcast) * x[indices[k]] (vector)
             unrolled: out = clip(acc + bias + residual)
 
-order = "oc" has the row in the task and a chunk of tiles inside. A tile is ``pixels`` in memory
-order, any number of them: its last vector, and the last tile, are moved back to end at the border,
-and what they share with their neighbours is computed twice, to the same bits. Images smaller than
-a vector have shorter ones. With stride 2 the pixels that count are first gathered to an image of
-their own.
+The ``groups`` of rows hold about as many blocks each, so that threads finish together. A tile is
+``pixels`` in memory order, any number of them: its last vector, and the last tile, are moved back
+to end at the border, and what they share with their neighbours is computed twice, to the same
+bits. Images smaller than a vector have shorter ones. With stride 2 the pixels that count are first
+gathered to an image of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tvmx.templates import (
     bind,
     block_sparse_kernel,
     emit_kernel,
+    for_group,
     for_kept_blocks,
     index_dtype,
     is_x86,
@@ -49,7 +50,8 @@ from tvmx.templates import (
 
 ROWS = 4
 """Output channels of a block."""
-CHUNKS = (1, 2, 4, 8, 16)
+RUNS = (1, 2, 4, 8, 16)
+GROUPS = (1, 2, 4, 8, 16, 32)
 UNROLLS = (1, 2, 4)
 
 
@@ -75,42 +77,35 @@ class Conv1x1BsrNchw(ScheduleTemplate):
     def space(self, workload: Any, target: Target) -> Space:
         pixels, rows = _sizes(workload)
         tiles = _tiles(workload, target)
-        wanted = 4 * target.cores
-        pixel_tiles = workload.batch * ceil_div(pixels, tiles[0])
-        chunks = [c for c in CHUNKS if c < rows] + [rows]
-        enough = [c for c in chunks if pixel_tiles * ceil_div(rows, c) >= wanted]
+        runs = [r for r in RUNS if r <= max(1, pixels // tiles[-1])]
+        groups = [g for g in GROUPS if g <= rows]
+        enough = [
+            g for g in groups if workload.batch * ceil_div(pixels, tiles[0]) * g >= 2 * target.cores
+        ]
         return Space(
-            {
-                "pixels": tiles,
-                "order": ["pixel", "oc"],
-                "chunk": chunks,
-                "unroll": list(UNROLLS),
-            },
+            {"pixels": tiles, "run": runs, "groups": groups, "unroll": list(UNROLLS)},
             default={
-                "pixels": tiles[0],
-                "order": "pixel",
-                "chunk": max(enough, default=1),
+                "pixels": tiles[0], "run": 1, "groups": min(enough, default=groups[-1]),
                 "unroll": 1,
             },
-            constraint=lambda c: (
-                c["order"] == "pixel" or c["chunk"] <= ceil_div(pixels, c["pixels"])
-            ),
-        )
+            constraint=lambda c: c["run"] <= ceil_div(pixels, c["pixels"]),
+        )  # fmt: skip
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
         sparsity = BlockSparsity.parse(workload.sparsity)
         assert sparsity is not None
         lanes = _lanes(workload, target)
-        dtype = index_dtype(workload.in_channels - 1)
+        dtype, groups = index_dtype(workload.in_channels - 1), config.int("groups")
         func = emit_kernel(
             workload,
             workload.data_shape,
             workload.out_shape,
             dtype,
+            groups,
             lambda buffers: _loops(buffers, workload, lanes, config),
         )
-        return block_sparse_kernel(func, sparsity, dtype, lambda channels: channels)
+        return block_sparse_kernel(func, sparsity, dtype, lambda channels: channels, groups)
 
 
 def _sizes(w: Conv2dWorkload) -> tuple[int, int]:
@@ -147,23 +142,21 @@ def _tile_of(pixels: int, size: int, lanes: int) -> int:
 
 
 def _loops(buffers: SparseBuffers, w: Conv2dWorkload, lanes: int, config: Config) -> None:
-    tile, chunk = config.int("pixels"), config.int("chunk")
-    pixels, rows = _sizes(w)
+    tile, run, groups = (config.int(k) for k in ("pixels", "run", "groups"))
+    pixels = _sizes(w)[0]
     tiles = ceil_div(pixels, tile)
+    runs = ceil_div(tiles, run)
     views = Views(buffers)
     source = views.data if w.strides == (1, 1) else _gathered(buffers, w)
-    by_pixel = config["order"] == "pixel"
-    outer, inner = (tiles, rows) if by_pixel else (rows, tiles)
-    chunks = ceil_div(inner, chunk)
     vectors = [min(at, tile - lanes) for at in range(0, tile, lanes)]
-    with builder.parallel(0, w.batch * outer * chunks) as task:
-        n = bind("n", task // (outer * chunks))
-        first = bind("first", task // chunks % outer)
-        begin = bind("begin", task % chunks * chunk)
-        with builder.serial(0, tirx.min(inner - begin, chunk)) as i:
-            second = bind("second", begin + i)
-            number, row = (first, second) if by_pixel else (second, first)
-            pixel = bind("pixel", tirx.min(number * tile, pixels - tile))
+    with builder.parallel(0, w.batch * runs * groups) as task:
+        n = bind("n", task // (runs * groups))
+        begin = bind("begin", task // groups % runs * run)
+        with (
+            for_group(buffers.splits, bind("group", task % groups)) as row,
+            builder.serial(0, tirx.min(tiles - begin, run)) as i,
+        ):
+            pixel = bind("pixel", tirx.min((begin + i) * tile, pixels - tile))
             base = bind("base", n * (w.in_channels * pixels) + pixel)
             sums = _sums(buffers, source, row, base, vectors, lanes, pixels, config.int("unroll"))
             _store(buffers, views, w, sums, n, row, pixel, vectors)

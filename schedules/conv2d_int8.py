@@ -49,12 +49,12 @@ from tvmx.templates import (
     epilogue_constants,
     factor,
     factor_buffer,
+    finished,
     flat,
     is_x86,
     load,
     pack_dot_weight,
     repeat,
-    requantised,
     runs,
     spread,
     spread_lane,
@@ -78,6 +78,7 @@ class Conv2dInt8(ScheduleTemplate):
     op = "conv2d"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -214,13 +215,15 @@ def _chunk(
     units = g.units(*tile[1:])
     slabs = w.batch * (1 if order == "row" else ceil_div(g.out_blocks, tile[0]))
 
+    share = 0.9 if is_x86(target) else 0.75  # A72: two ways
+
     def in_l1(chunk: int) -> bool:
         rows, columns = (1, chunk * tile[2]) if g.is_flat else (chunk * tile[1], g.out_width)
         pixels = (
             ((rows - 1) * g.image_step[0] + (w.kernel[0] - 1) * w.dilation[0] + 1)
             * ((columns - 1) * g.image_step[1] + (w.kernel[1] - 1) * w.dilation[1] + 1)
         )  # fmt: skip
-        return 4 * g.words * pixels <= target.big.l1d_kib * 768
+        return 4 * g.words * pixels <= target.big.l1d_kib * 1024 * share
 
     enough = [
         c for c in CHUNKS if c <= units and slabs * ceil_div(units, c) >= 2 * target.cores
@@ -254,8 +257,8 @@ class _Emitter(DirectEmitter):
         factors = factor_buffer(w.epilogue, g.out_blocks, v)
         self.multiplier = argument("multiplier", *factors)
         self.params = argument("params", (PARAMS,), "float32")
-        residual = argument("residual", shape, "int8") if w.epilogue.residual else None
-        out = argument("out", shape, "int8")
+        residual = argument("residual", shape, w.out_dtype) if w.epilogue.residual else None
+        out = argument("out", shape, w.out_dtype)
         self.image = WordImage(w, g, flat(data), self.params)
         self.weight, self.out = flat(weights), flat(out)
         self.residual = None if residual is None else flat(residual)
@@ -394,14 +397,14 @@ class _Emitter(DirectEmitter):
                     pixel = (o * self.oh + i) * self.ow + j
                     totals = [self._total(sums, pixel + k) for k in range(count)]
                     lanes = count * v
-                    result = requantised(
+                    result = finished(
                         concat(totals, v) + repeat(bias, v, count),
                         tuple(repeat(scale, v, count) for scale in scales),
                         self.params,
                         self.target,
                         self._residual(at, lanes),
                         lanes,
-                        epilogue.rounding,
+                        epilogue,
                     )
                     store(self.out, result, at, lanes=lanes)
 

@@ -48,6 +48,7 @@ from tvmx.templates import (
     epilogue_constants,
     factor,
     factor_buffer,
+    finished,
     flat,
     half_pairs,
     has_mmla,
@@ -59,7 +60,6 @@ from tvmx.templates import (
     permuted,
     pixel_of,
     repeat,
-    requantised,
     runs,
     smmla,
     spread,
@@ -86,6 +86,7 @@ class Conv2dSmmla(ScheduleTemplate):
     op = "conv2d"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 20
     preferred = 5
 
@@ -316,8 +317,8 @@ class _Emitter(DirectEmitter):
         factors = factor_buffer(w.epilogue, g.out_blocks, V)
         self.multiplier = argument("multiplier", *factors)
         self.params = argument("params", (PARAMS,), "float32")
-        residual = argument("residual", shape, "int8") if w.epilogue.residual else None
-        out = argument("out", shape, "int8")
+        residual = argument("residual", shape, w.out_dtype) if w.epilogue.residual else None
+        out = argument("out", shape, w.out_dtype)
         self.image = _Image(w, g, flat(data), self.params)
         self.weight, self.out = flat(weights), flat(out)
         self.residual = None if residual is None else flat(residual)
@@ -416,14 +417,14 @@ class _Emitter(DirectEmitter):
         else:
             order = in_squares(count)
             totals = [square for pair in squares for square in pair]
-        result = requantised(
+        result = finished(
             concat(totals, V),
             tuple(permuted(repeat(scale, V, count), order) for scale in scales),
             self.params,
             self.target,
             self._residual(at, lanes, order),
             lanes,
-            self.w.epilogue.rounding,
+            self.w.epilogue,
         )
         # The permutation swaps places pairwise: it is its own inverse.
         store(self.out, permuted(result, order), at, lanes=lanes)

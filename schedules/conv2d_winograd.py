@@ -93,9 +93,9 @@ class Conv2dWinograd(ScheduleTemplate):
         return None
 
     def preference(self, workload: Any, target: Target) -> int:
-        names = self.space(workload, target).default
-        own = _cycles(workload, target, *(names.int(name) for name in NAMES))
-        direct = _direct_cycles(workload, target) / target.cores
+        points = _legal(workload, target)
+        own = min(_cycles(workload, target, *point, cores=1) for point in points)
+        direct = _direct_cycles(workload, target)
         return self.preferred if own < MARGIN * direct else self.priority
 
     def layouts(self, workload: Any, target: Target) -> tuple[str, str]:
@@ -103,19 +103,8 @@ class Conv2dWinograd(ScheduleTemplate):
         return (layout, layout)
 
     def space(self, workload: Any, target: Target) -> Space:
-        out_blocks = _blocks(workload.out_channels, target)
-        legal = {
-            (m, o, p, c, g)
-            for m in SIZES
-            for o in range(1, min(out_blocks, MAX_OC_TILE) + 1)
-            for p in range(1, min(_tiles(workload, m), target.vector_registers) + 1)
-            if fits_registers(target, o, p)
-            for c in CHUNKS
-            if c == 1 or c <= ceil_div(_tiles(workload, m), p)
-            for g in OC_CHUNKS
-            if g == 1 or g < 2 * ceil_div(out_blocks, o)
-        }
-        best = min(legal, key=lambda c: (_cycles(workload, target, *c), c))
+        legal = _legal(workload, target)
+        best = min(legal, key=lambda c: (_cycles(workload, target, *c, cores=target.cores), c))
         return Space(
             {name: sorted({c[i] for c in legal}) for i, name in enumerate(NAMES)},
             default=dict(zip(NAMES, best, strict=True)),
@@ -140,6 +129,22 @@ class Conv2dWinograd(ScheduleTemplate):
         )
 
 
+def _legal(w: Conv2dWorkload, target: Target) -> set[tuple[int, ...]]:
+    """The values of all configs, in the order of ``NAMES``."""
+    out_blocks = _blocks(w.out_channels, target)
+    return {
+        (m, o, p, c, g)
+        for m in SIZES
+        for o in range(1, min(out_blocks, MAX_OC_TILE) + 1)
+        for p in range(1, min(_tiles(w, m), target.vector_registers) + 1)
+        if fits_registers(target, o, p)
+        for c in CHUNKS
+        if c == 1 or c <= ceil_div(_tiles(w, m), p)
+        for g in OC_CHUNKS
+        if g == 1 or g < 2 * ceil_div(out_blocks, o)
+    }
+
+
 def _blocks(channels: int, target: Target) -> int:
     return ceil_div(channels, target.lanes("float32"))
 
@@ -150,9 +155,10 @@ def _tiles(w: Conv2dWorkload, m: int) -> int:
 
 
 def _cycles(
-    w: Conv2dWorkload, target: Target, m: int, oc: int, p: int, chunk: int, oc_chunk: int
-) -> float:
-    """Modelled cycles of one image, on as many cores as the target has: those of the busiest."""
+    w: Conv2dWorkload, target: Target, m: int, oc: int, p: int, chunk: int, oc_chunk: int, *,
+    cores: int,
+) -> float:  # fmt: skip
+    """Modelled cycles of one image: those of the busiest of so many cores."""
     v = target.lanes("float32")
     tiles, places = _tiles(w, m), (m + 2) ** 2
     strip = min(chunk * p, tiles)
@@ -181,9 +187,9 @@ def _cycles(
     forward = v_bytes * first
     rest = u_bytes * weights + v_bytes * groups * again + m_bytes * groups * (again + scattered)
     if _parallel_inside(w, target, strips):
-        busy_first, busy = _busiest(in_blocks, target.cores), _busiest(groups, target.cores)
+        busy_first, busy = _busiest(in_blocks, cores), _busiest(groups, cores)
     else:
-        busy_first = busy = _busiest(w.batch * strips, target.cores)
+        busy_first = busy = _busiest(w.batch * strips, cores)
     transforms = transform * (in_blocks * busy_first + groups * group_blocks * busy)
     lines = strips * (forward * busy_first + rest * busy) / _LINE
     return products * busy + transforms + lines

@@ -4,8 +4,8 @@
 
     for m, n, k: out[m, n] += x[m, k] * w[n, k]              # before; most w[v n, k] are zero
 
-    parallel for task in (tile of m, chunk of block rows):   # after
-        for row in the chunk:
+    parallel for task in (tile of m, group of block rows):   # after
+        for row in the group:
             part[sums][m_tile][v] = 0                        # registers
             for k in indptr[row] .. indptr[row + 1]:         # the blocks that were kept
                 unrolled: part += x[m, indices[k]] (broadcast) * w[k] (vector)
@@ -14,7 +14,8 @@
 With one row of x the unrolled steps add to sums of their own, which hides the latency of
 multiply-add. With several, ``copy`` first stores x as [ceil(K / v)][M][v]: the rows of a tile are
 then neighbours, instead of K elements apart where they evict each other from L1. ``indices`` are
-offsets in x as the kernel reads it. The last tile of rows is moved back to end at the border.
+offsets in x as the kernel reads it. The last tile of rows is moved back to end at the border. The
+``groups`` of block rows hold about as many blocks each, so that threads finish together.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tvmx.templates import (
     bind,
     block_sparse_kernel,
     emit_kernel,
+    for_group,
     index_dtype,
     is_x86,
     load,
@@ -49,7 +51,7 @@ from tvmx.templates import (
     sum_pixels,
 )
 
-CHUNKS = (1, 2, 4, 8, 16, 32)
+GROUPS = (1, 2, 4, 8, 16, 32, 64)
 UNROLLS = (1, 2, 4, 8)
 MAX_ROWS = 8
 """Rows of x lie K elements apart: more of them than the ways of L1 evict each other."""
@@ -81,19 +83,18 @@ class DenseBsr(ScheduleTemplate):
         sizes = [limit, 3 * limit // 4, limit // 2, limit // 4, MAX_ROWS]
         tiles = sorted({_balanced(workload.batch, size) for size in sizes}, reverse=True)
         m_tile = _balanced(workload.batch, MAX_ROWS)
-        chunks = [c for c in CHUNKS if c < rows] + [rows]
-        tasks = ceil_div(workload.batch, m_tile)
-        enough = [c for c in chunks if tasks * ceil_div(rows, c) >= 4 * target.cores]
+        groups = [g for g in GROUPS if g <= rows]
+        enough = [g for g in groups if ceil_div(workload.batch, m_tile) * g >= 2 * target.cores]
         return Space(
             {
                 "m_tile": tiles,
-                "chunk": chunks,
+                "groups": groups,
                 "unroll": list(UNROLLS),
                 "copy": [False, True] if workload.batch > 1 else [False],
             },
             default={
                 "m_tile": m_tile,
-                "chunk": max(enough, default=1),
+                "groups": min(enough, default=groups[-1]),
                 "unroll": 4,
                 "copy": workload.batch >= MAX_ROWS and not is_x86(target),
             },
@@ -112,14 +113,16 @@ class DenseBsr(ScheduleTemplate):
             return at
 
         dtype = index_dtype(int(encode(np.array([workload.in_features - 1]))[0]))
+        groups = config.int("groups")
         func = emit_kernel(
             workload,
             workload.data_shape,
             workload.out_shape,
             dtype,
+            groups,
             lambda buffers: _loops(buffers, workload, v, config),
         )
-        return block_sparse_kernel(func, sparsity, dtype, encode)
+        return block_sparse_kernel(func, sparsity, dtype, encode, groups)
 
 
 def _balanced(extent: int, size: int) -> int:
@@ -128,18 +131,14 @@ def _balanced(extent: int, size: int) -> int:
 
 
 def _loops(buffers: SparseBuffers, w: DenseWorkload, v: int, config: Config) -> None:
-    m_tile, chunk = config.int("m_tile"), config.int("chunk")
-    rows, tiles = ceil_div(w.out_features, v), ceil_div(w.batch, m_tile)
-    chunks = ceil_div(rows, chunk)
+    m_tile, groups = config.int("m_tile"), config.int("groups")
     views = Views(buffers)
     source, stride = views.data, w.in_features
     if config["copy"]:
         source, stride = _copied(buffers, w, v), v
-    with builder.parallel(0, tiles * chunks) as task:
-        m = bind("m", tirx.min(task // chunks * m_tile, w.batch - m_tile))
-        begin = bind("begin", task % chunks * chunk)
-        with builder.serial(0, tirx.min(rows - begin, chunk)) as i:
-            row = bind("row", begin + i)
+    with builder.parallel(0, ceil_div(w.batch, m_tile) * groups) as task:
+        m = bind("m", tirx.min(task // groups * m_tile, w.batch - m_tile))
+        with for_group(buffers.splits, bind("group", task % groups)) as row:
             sums = sum_pixels(
                 buffers, row, source, [p * stride for p in range(m_tile)], v,
                 config.int("unroll"), lambda index: index + m * stride,

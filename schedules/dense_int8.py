@@ -39,11 +39,11 @@ from tvmx.templates import (
     epilogue_constants,
     factor,
     factor_buffer,
+    finished,
     flat,
     is_x86,
     load,
     pack_dot_weight,
-    requantised,
     spread,
     store,
 )
@@ -62,6 +62,7 @@ class DenseInt8(ScheduleTemplate):
     op = "dense"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -202,8 +203,8 @@ class _Emitter:
         bias = argument("bias", (self.blocks, v), "int32")
         multiplier = argument("multiplier", *factor_buffer(w.epilogue, self.blocks, v))
         self.params = argument("params", (PARAMS,), "float32")
-        residual = argument("residual", out_shape, "int8") if w.epilogue.residual else None
-        out = argument("out", out_shape, "int8")
+        residual = argument("residual", out_shape, w.out_dtype) if w.epilogue.residual else None
+        out = argument("out", out_shape, w.out_dtype)
         self.data, self.weight, self.out = flat(data), flat(weight), flat(out)
         self.bias, self.multiplier = flat(bias), flat(multiplier)
         self.residual = None if residual is None else flat(residual)
@@ -303,9 +304,7 @@ class _Emitter:
         scales = factor(w.epilogue, lambda part=0: load(
             self.multiplier, part * self.blocks * v + channel, lanes=v
         ))  # fmt: skip
-        result = requantised(
-            total + bias, scales, self.params, self.target, residual, v, w.epilogue.rounding
-        )
+        result = finished(total + bias, scales, self.params, self.target, residual, v, w.epilogue)
         if not short:
             store(self.out, result, at, lanes=v)
             return

@@ -38,6 +38,7 @@ from tvmx.templates import (
     epilogue_constants,
     factor,
     factor_buffer,
+    finished,
     flat,
     half_pairs,
     has_mmla,
@@ -46,7 +47,6 @@ from tvmx.templates import (
     load,
     pack_mmla_weight,
     pixel_of,
-    requantised,
     runs,
     smmla,
     store,
@@ -69,6 +69,7 @@ class DenseSmmla(ScheduleTemplate):
     op = "dense"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 5
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -179,8 +180,8 @@ class _Emitter:
         bias = argument("bias", (blocks, V), "int32")
         multiplier = argument("multiplier", *factor_buffer(w.epilogue, blocks, V))
         self.params = argument("params", (PARAMS,), "float32")
-        residual = argument("residual", out_shape, "int8") if w.epilogue.residual else None
-        out = argument("out", out_shape, "int8")
+        residual = argument("residual", out_shape, w.out_dtype) if w.epilogue.residual else None
+        out = argument("out", out_shape, w.out_dtype)
         self.data, self.weight, self.out = flat(data), flat(weight), flat(out)
         self.bias, self.multiplier = flat(bias), flat(multiplier)
         self.residual = None if residual is None else flat(residual)
@@ -254,14 +255,14 @@ class _Emitter:
                     at = builder.Bind(row * self.w.out_features + (channel + n * V))
                     totals = [self._total(sums, n + i, p, half) for i in range(count)]
                     lanes = count * V
-                    result = requantised(
+                    result = finished(
                         concat(totals, V),
                         self._scales(channel + n * V, lanes),
                         self.params,
                         self.target,
                         None if self.residual is None else load(self.residual, at, lanes=lanes),
                         lanes,
-                        self.w.epilogue.rounding,
+                        self.w.epilogue,
                     )
                     store(self.out, result, at, lanes=lanes)
 

@@ -38,10 +38,10 @@ from tvmx.templates import (
     epilogue_constants,
     factor,
     factor_buffer,
+    finished,
     int8_arguments,
     is_x86,
     pad_axis,
-    requantised,
 )
 
 OH_TILES = (1, 2, 4)
@@ -55,6 +55,7 @@ class DepthwiseInt8(ScheduleTemplate):
     op = "conv2d"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 20
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -149,7 +150,7 @@ def _compute(w: Conv2dWorkload, target: Target, config: Config) -> Any:
     multiplier = te.placeholder(*factor_buffer(w.epilogue, blocks, v), name="multiplier")
     params = te.placeholder((PARAMS,), "float32", name="params")
     shape = (w.batch, blocks, w.out_height, w.out_width, v)
-    residual = te.placeholder(shape, "int8", name="residual")
+    residual = te.placeholder(shape, w.out_dtype, name="residual")
 
     def padded(n: Any, c: Any, y: Any, phase: Any, x: Any, i: Any) -> Any:
         row, column = y - top, x * sw + phase - left
@@ -177,11 +178,10 @@ def _compute(w: Conv2dWorkload, target: Target, config: Config) -> Any:
     )
     out = te.compute(
         shape,
-        lambda n, c, y, x, i: requantised(
+        lambda n, c, y, x, i: finished(
             conv[n, c, y, x // pixels, x % pixels, i] + bias[c, i],
             factor(w.epilogue, lambda *at: multiplier[(*at, c, i)]), params,
-            target, residual[n, c, y, x, i] if w.epilogue.residual else None,
-            rounding=w.epilogue.rounding,
+            target, residual[n, c, y, x, i] if w.epilogue.residual else None, 1, w.epilogue,
         ),
         name="out",
     )  # fmt: skip

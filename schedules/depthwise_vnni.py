@@ -36,11 +36,13 @@ from tvmx.templates import (
     Constant,
     Kernel,
     ScheduleTemplate,
+    clipped,
     data_zero_point,
     divisors,
     epilogue_constants,
     factor,
     factor_buffer,
+    fused,
     is_x86,
     requantised_int32,
 )
@@ -61,6 +63,7 @@ class DepthwiseVnni(ScheduleTemplate):
     op = "conv2d"
     precision = "int8"
     roundings = ROUNDINGS
+    float_epilogue = True
     priority = 10
 
     def supports(self, workload: Any, target: Target) -> str | None:
@@ -212,8 +215,8 @@ class _Emitter:
         self.bias = argument("bias", (self.blocks, V), "int32")
         self.multiplier = argument("multiplier", *factor_buffer(w.epilogue, self.blocks, V))
         self.params = argument("params", (PARAMS,), "float32")
-        self.residual = argument("residual", shape, "int8") if w.epilogue.residual else None
-        self.out = argument("out", shape, "int8")
+        self.residual = argument("residual", shape, w.out_dtype) if w.epilogue.residual else None
+        self.out = argument("out", shape, w.out_dtype)
 
     # the image
 
@@ -331,7 +334,30 @@ class _Emitter:
             )
 
     def _write(self, sums: list[Any], y: Any, x: Any) -> None:
-        """Requantise 4 vectors of 4 pixels x 4 channels, and store them as 4 pixels."""
+        """Emit the outputs of 4 vectors of 4 pixels x 4 channels, stored as 4 pixels."""
+        if self.w.epilogue.float_out:
+            self._write_floats(sums, y, x)
+        else:
+            self._write_bytes(sums, y, x)
+
+    def _write_floats(self, sums: list[Any], y: Any, x: Any) -> None:
+        """Scaled, then put in order, for the residual lies there by pixels."""
+        epilogue = self.w.epilogue
+        kind = f"float32x{V}"
+        scaled = []
+        for k, value in enumerate(sums):
+            multiplier, bias = self._scales(k)
+            scaled.append(fused(tirx.Cast(kind, value), multiplier, bias, V))
+        for pixel in range(PIXELS):
+            at = [self.n, self.c, y, x + pixel, 0]
+            order = [k * V + pixel * 4 + i for k in range(QUAD) for i in range(4)]
+            value = _shuffle(scaled, order)
+            if self.residual is not None:
+                value = value + self.residual.vload(at, kind)
+            value = clipped(value, epilogue, V)
+            ir.buffer_store(self.out, value, [*at[:-1], tirx.Ramp(0, 1, V)])
+
+    def _write_bytes(self, sums: list[Any], y: Any, x: Any) -> None:
         at = [self.n, self.c, y, x, 0]
         residuals = self._residuals(at)
         whole = [

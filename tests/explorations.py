@@ -163,6 +163,7 @@ def scripted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tvmx.explore._explore.open_runner", open_runner)
         patch.setattr("tvmx.explore._explore.BuildPool", pool)
+        patch.setattr("tvmx.explore._explore.RayPool", lambda cluster: pool())
         patch.setattr("tvmx.explore._explore.build_probe", lambda *_: None)
         patch.setattr("tvmx.explore._explore.build_plan", build_once)
         yield runner

@@ -76,7 +76,8 @@ def mixed_plan(
     """A plan of default configs whose implementations ``pick`` chooses."""
     choices = []
     for layer in network.graph.layers:
-        legal = registry().implementations(layer.workload, target)
+        in_float = layer.index in network.graph.read_in_float
+        legal = registry().implementations(layer.workload, target, float_out=in_float)
         if not legal:
             continue
         wanted = pick(layer, [implementation for _, implementation in legal])

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks._folder import Folder
 from benchmarks._footprint import measure_footprint
-from benchmarks._results import Footprint, NetworkResult
+from benchmarks._results import Footprint, NetworkResult, Quantised
 from benchmarks._tables import _memory_table
 from tvmx.build import build_network
 from tvmx.errors import MeasureError
@@ -72,9 +72,24 @@ def test_the_table_compares_with_ncnn() -> None:
         for n, k in sizes.items()
     )
     result = NetworkResult(
-        network="n", machine="m", versions={}, arena_bytes=2_600_000, memory=memory
-    )
+        network="n", machine="m", versions={}, weights_bytes=8_000_000, arena_bytes=2_600_000,
+        quantised=Quantised(layers={}, method="minmax", weights_bytes=2_100_000), memory=memory,
+    )  # fmt: skip
     cells = [next(iter(column.cells)) for column in _memory_table([result]).columns]
-    assert cells == ["n", "2.6", "1", "-", "-", "-", "4", "-", "-", "-", "-", "0.25"]
+    assert cells == [
+        "n",
+        "8.0 / 2.1",
+        "2.6 / -",
+        "1",
+        "-",
+        "-",
+        "-",
+        "4",
+        "-",
+        "-",
+        "-",
+        "-",
+        "0.25",
+    ]
     empty = NetworkResult(network="n", machine="m", versions={})
     assert list(_memory_table([empty]).columns[-1].cells) == ["-"]

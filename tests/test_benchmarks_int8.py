@@ -150,8 +150,11 @@ def test_mixed_plans_mix(built: Folder) -> None:
     offered = {
         implementation
         for layer in context.covered
-        for _, implementation in context.registry.implementations(layer.workload, context.target)
-    }
+        for _, implementation in context.registry.implementations(
+            layer.workload, context.target,
+            float_out=layer.index in context.network.graph.read_in_float,
+        )
+    }  # fmt: skip
     drawn = {c.implementation for plan in plans for c in plan.choices}
     assert drawn <= offered
     for trait in ("precision", "layout"):

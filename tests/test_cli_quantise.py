@@ -153,10 +153,11 @@ def test_the_bad_layer_is_the_cut(found: Any) -> None:
 
 
 def test_ranges_are_those_of_the_plan(found: Any, folder: Path) -> None:
+    """The classifier writes floats, which have no range."""
     plan = Plan.load(folder / "out" / "plan.json")
     activations = {a.value: a for a in plan.activations}
     assert [(v["kind"], v["name"]) for v in found["values"]] == [
-        ("input", "image"), *(("layer", name) for name in LAYERS),
+        ("input", "image"), *(("layer", name) for name in LAYERS if name != "fc"),
     ]  # fmt: skip
     for row in found["values"]:
         stored = activations[row["value"]]

@@ -155,15 +155,21 @@ def test_accuracy_is_that_of_onnx_runtime_on_the_held_out_half(killed: Killed) -
         assert candidate["accuracy_kind"] == "top-1"
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def test_a_finished_run_measures_no_kernel_again(killed: Killed) -> None:
     before = (killed.run / "journal.jsonl").read_bytes()
-    plans = {p.name: p.read_bytes() for p in (killed.run / "plans").iterdir()}
+    plans = contents(killed.run / "plans")
     copy = Path(shutil.copytree(killed.run, killed.folder / "copy"))
     result = explored(
         killed.model, copy, trials=12, schedules=(EXAMPLE,), data=killed.folder / "data.npz"
     )
     assert (copy / "journal.jsonl").read_bytes() == before
-    assert {p.name: p.read_bytes() for p in (copy / "plans").iterdir()} == plans
+    assert contents(copy / "plans") == plans
     assert result.measurements == 12
 
 

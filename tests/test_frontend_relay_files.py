@@ -210,6 +210,16 @@ def test_deep_graphs_need_no_recursion() -> None:
         read_text("fn (%x: float32) { " + "nn.relu(" * 5000 + "%x" + ")" * 5000 + "}", "deep")
 
 
+def test_what_constants_make_is_bounded_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, which are transposed, may be as large as a file is; what grows out of them not."""
+    monkeypatch.setattr("tvmx.frontends.relay._emit._MOST_CONSTANTS", 0)
+    weight = np.ones((5, 3), np.float32)
+    dense = call("nn.dense", x, weight, units=5)
+    assert load(module_json([x], dense)).outputs[0].shape == (2, 5)
+    with pytest.raises(ModelError, match=r"tile.*\(45, 3\) is too large"):
+        load(module_json([x], Tuple((dense, call("tile", weight, reps=(9, 1))))))
+
+
 def test_functions_that_multiply_are_refused() -> None:
     """Each calls the one before twice: 2 ** 40 operators once inlined."""
     functions = {"f0": Function((x,), call("nn.relu", x))}

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.network_plans import execute, host, registry
 from tests.relay_files import Array, call, check, constant, load, module_json, var
 from tvmx.errors import ModelError
 from tvmx.frontends.relay._graph import Expr, Tuple
+from tvmx.passes import baseline_plan, extract_layers, lower
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (1, 4, 5, 6)).astype(np.uint8)
@@ -61,6 +63,31 @@ def int_conv(q: Array, zero: int, w: Array, w_zero: int, pad: int) -> Array:
             part = data[:, :, i : i + rows, j : j + columns]
             out += np.einsum("nchw,oc->nohw", part, weight[:, :, i, j])
     return out.astype(np.int32)
+
+
+def int_transposed(
+    q: Array, zero: int, w: Array, w_zero: int, strides: tuple[int, int],
+    padding: tuple[int, int, int, int], more: tuple[int, int], groups: int = 1,
+) -> Array:  # fmt: skip
+    """Every pixel adds the kernel (in, out, height, width) at its place; then the edges go."""
+    data, weight = q.astype(np.int64) - zero, w.astype(np.int64) - w_zero
+    _, _, height, width = data.shape
+    parts = []
+    for x, k in zip(np.split(data, groups, 1), np.split(weight, groups, 0), strict=True):
+        rows, columns = (
+            (size - 1) * s + kernel + m
+            for size, s, kernel, m in zip((height, width), strides, k.shape[2:], more, strict=True)
+        )
+        out = np.zeros((len(q), k.shape[1], rows, columns), np.int64)
+        for y in range(height):
+            for z in range(width):
+                top, left = y * strides[0], z * strides[1]
+                added = np.einsum("nc,cohw->nohw", x[:, :, y, z], k)
+                out[:, :, top : top + k.shape[2], left : left + k.shape[3]] += added
+        parts.append(out)
+    whole = np.concatenate(parts, 1)
+    top, left, bottom, right = padding
+    return whole[:, :, top : whole.shape[2] - bottom, left : whole.shape[3] - right]
 
 
 @pytest.mark.parametrize("rounding", ["UPWARD", "TONEAREST"])
@@ -144,6 +171,66 @@ def test_convolutions_and_products() -> None:
                   kernel_layout="IOHW", out_dtype="int32"), wide.astype(np.int32)),
         ],
     )  # fmt: skip
+
+
+def transposed(data: Expr, w: Array, w_zero: int, **attrs: Any) -> Expr:
+    """qnn.conv2d_transpose of uint8 data with zero point 7."""
+    return call("qnn.conv2d_transpose", data, w, 7, w_zero, 0.1, 0.2, out_dtype="int32", **attrs)
+
+
+def test_transposed_convolutions() -> None:
+    """Strides, paddings on each side, rests, groups, zero points, both layouts."""
+    w = RNG.integers(-128, 128, (4, 3, 3, 4)).astype(np.int8)
+    one = RNG.integers(-128, 128, (4, 1, 3, 3)).astype(np.int8)
+    plain: dict[str, Any] = {"strides": (1, 1), "padding": (2, 3, 2, 3)}
+    uneven: dict[str, Any] = {"strides": (3, 2), "padding": (0, 1, 2, 1)}
+    grouped: dict[str, Any] = {"strides": (2, 2), "padding": (1, 1, 1, 1)}
+    nhwc = {"data_layout": "NHWC", "kernel_layout": "HWOI"}
+    channels_last = call("transpose", x, axes=(0, 2, 3, 1))
+    want = int_transposed(X, 7, w, -5, (3, 2), (0, 1, 2, 1), (2, 1)).astype(np.int32)
+    check(
+        {"x": X},
+        [
+            (transposed(x, w, 0, **plain, output_padding=(0, 0), kernel_layout="IOHW"),
+             int_transposed(X, 7, w, 0, (1, 1), (2, 3, 2, 3), (0, 0)).astype(np.int32)),
+            (transposed(x, w, -5, **uneven, output_padding=(2, 1), kernel_layout="IOHW"), want),
+            # What TVM before 0.9 calls OIHW.
+            (transposed(x, w, -5, **uneven, output_padding=(2, 1)), want),
+            (transposed(channels_last, w.transpose(2, 3, 1, 0).copy(), -5, **uneven, **nhwc,
+                        output_padding=(2, 1)), want.transpose(0, 2, 3, 1)),
+            (transposed(x, one, 3, **grouped, groups=4, output_padding=(1, 1),
+                        kernel_layout="IOHW"),
+             int_transposed(X, 7, one, 3, (2, 2), (1, 1, 1, 1), (1, 1), 4).astype(np.int32)),
+        ],
+    )  # fmt: skip
+
+
+def test_a_transposed_convolution_between_layers_is_deployed_as_it_is_written() -> None:
+    """A convolution, a transposed one and a convolution: the outer two are int8 kernels."""
+    first, last = (RNG.integers(-127, 128, (4, 4, 3, 3)).astype(np.int8) for _ in range(2))
+    up = RNG.integers(-128, 128, (4, 4, 4, 4)).astype(np.int8)
+    same: dict[str, Any] = {"padding": (1, 1, 1, 1), "channels": 4, "kernel_size": (3, 3),
+                            "out_dtype": "int32"}  # fmt: skip
+    half: dict[str, Any] = {"strides": (2, 2), "padding": (1, 1, 1, 1), "output_padding": (0, 0)}
+
+    def bytes_of(sums: Expr, source: float) -> Expr:
+        return call("qnn.requantize", sums, source, 0, 1.0, 7, axis=1, out_dtype="uint8")
+
+    def expected(sums: Array, source: float) -> Array:
+        return requantize(sums, source, 0, 1.0, 7, "uint8")
+
+    a = bytes_of(call("qnn.conv2d", x, first, 7, 0, 0.1, 0.2, **same), 0.003)
+    b = bytes_of(transposed(a, up, 0, **half, kernel_layout="IOHW"), 0.002)
+    c = bytes_of(call("qnn.conv2d", b, last, 7, 0, 0.1, 0.2, **same), 0.004)
+    want = expected(int_conv(X, 7, first, 0, 1), 0.003)
+    want = expected(int_transposed(want, 7, up, 0, (2, 2), (1, 1, 1, 1), (0, 0)), 0.002)
+    want = expected(int_conv(want, 7, last, 0, 1), 0.004)
+    network = extract_layers(load(module_json([x], c)))
+    assert [layer.workload.dtype for layer in network.graph.layers] == ["int8", "int8"]
+    plan = baseline_plan(network, registry(), host())
+    (got,) = execute(lower(network, plan, registry(), host()).mod, host(), [X])
+    np.testing.assert_array_equal(got, want)
+    assert np.unique(want).size > 50
 
 
 def test_sums_products_and_concatenations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,8 +15,9 @@ from tests.mixed_plans import any_of, check_mixed, mixed_plan, neighbours, param
 from tests.network_plans import execute, host, inputs_of, narrow, network_of, registry
 from tests.random_networks import networks
 from tvmx.errors import BuildError
-from tvmx.explore._whole import rtol_of
+from tvmx.explore._whole import build_plan, network_job, rtol_of
 from tvmx.ir import Implementation, Layer, Plan, is_int8
+from tvmx.measure import LocalFarm, TimingPolicy
 from tvmx.passes import Simulator, lower
 from tvmx.testing.models import onnx_reference
 
@@ -25,6 +27,7 @@ KINDS = {
     "int8": ("conv2d_int8", "int8", "dense"),
     "sparse blocked": ("conv1x1_bsr", "f32", "@50"),
     "sparse plain": ("conv1x1_bsr_nchw", "f32", "@50"),
+    "sparse int8": ("conv1x1_bsr_int8", "int8", "@50"),
 }
 
 
@@ -46,6 +49,30 @@ def test_every_pair_of_neighbours(first: str, second: str) -> None:
     assert lowered.hits == lowered.total == 5
 
 
+@pytest.mark.rpc
+def test_float_int8_and_both_sparse_side_by_side_over_rpc(tmp_path: Path) -> None:
+    kinds = {
+        "A0": "sparse blocked", "B0": "int8", "A1": "sparse int8", "B1": "float blocked",
+        "A2": "sparse int8",
+    }  # fmt: skip
+    proto = neighbours()
+    network, inputs = network_of(proto), inputs_of(proto)
+    simulator = Simulator(network, host())
+    params = params_of(simulator, list(inputs.values()))
+    plan = mixed_plan(network, host(), params, lambda layer, i: kind_of(kinds[layer.name], i))
+    assert {c.layer: c.implementation.template for c in plan.choices} == {
+        layer: KINDS[kind][0] for layer, kind in kinds.items()
+    }
+    built = build_plan("mixed", plan, network, registry(), host(), tmp_path)
+    expected = tuple(simulator.expected(plan, list(inputs.values())))
+    right = network_job(built, inputs, expected, rtol_of(plan, network.graph))
+    wrong = network_job(built, inputs, tuple(-e for e in expected), 0.03)
+    with LocalFarm(threads=1) as farm, farm.runner() as runner:
+        good, bad = runner.measure([right, wrong], TimingPolicy(repeats=1, min_repeats=1))
+    assert good.ok, good.message
+    assert not bad.ok and bad.status == "wrong-output"
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(networks(), st.integers(0, 999), st.booleans())
 def test_any_mixed_plan_computes_what_is_simulated(
@@ -60,8 +87,9 @@ def all_int8(layer: Layer, legal: Sequence[Implementation]) -> Implementation:
 
 def test_int8_passes_between_layers_and_leaves_only_at_the_ends() -> None:
     lowered = check_mixed(neighbours(), all_int8)
+    # The last layer itself makes float.
     assert [(c.source, c.destination) for c in lowered.conversions] == [
-        ("NCHW", f"NCHW{host().lanes()}c/s8"), (f"NCHW{host().lanes()}c/s8", "NCHW")
+        ("NCHW", f"NCHW{host().lanes()}c/s8"), (f"NCHW{host().lanes()}c", "NCHW")
     ]  # fmt: skip
 
 

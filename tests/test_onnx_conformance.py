@@ -13,12 +13,12 @@ from benchmarks._onnx_run import run_case
 from tvmx.frontends._onnx_ops import EXPANDED, OWN, SUPPORTED
 
 MODULES = (
-    "averagepool", "batch_normalization", "celu", "clip", "concat", "conv", "convtranspose",
-    "cumsum", "depthtospace", "einsum", "gather", "gathernd", "gemm", "groupnormalization",
-    "instance_normalization",
-    "lppool", "lrn", "maxpool", "mod", "onehot", "pad", "prelu", "reducemax", "resize",
-    "rmsnormalization", "rotaryembedding", "scatterelements", "slice", "softmax", "spacetodepth",
-    "split", "squeeze", "topk", "upsample",
+    "affinegrid", "averagepool", "batch_normalization", "celu", "clip", "concat", "conv",
+    "convtranspose", "cumsum", "depthtospace", "einsum", "gather", "gathernd", "gemm",
+    "groupnormalization", "instance_normalization", "lppool", "lrn", "maxpool", "mod", "onehot",
+    "pad", "prelu", "qlinearmatmul", "reducemax", "resize", "rmsnormalization",
+    "rotaryembedding", "scatterelements", "slice", "softmax", "spacetodepth", "split", "squeeze",
+    "topk", "upsample",
 )  # fmt: skip
 """Operators with rules of tvmx's own, or that networks are made of; a node test file each."""
 

@@ -196,6 +196,25 @@ def test_a_plan_carried_to_another_target_keeps_its_templates() -> None:
         assert choice.knobs == template.space(layer.workload, there).default
 
 
+def test_reconstructed_weights_are_not_carried_to_other_blocks() -> None:
+    """Blocks follow the lanes: 16x1 or 8x1 on the host, 4x1 on the Pi. Magnitude may prune anew."""
+    network = network_of(residual_model(channels=32, size=8))
+    plan = plan_of(network, host())
+    choice = plan.choices[0]
+    implementation = choice.implementation.model_copy(update={"sparsity": "16x1@50"})
+    sparse = choice.model_copy(
+        update={"implementation": implementation, "weights": "0123456789abcdef"}
+    )
+    choices = (sparse, *plan.choices[1:])
+    there = load_target("rpi4")
+    with pytest.raises(BuildError, match=r"pruned by reconstruction in blocks of 16x1@50") as err:
+        transfer_plan(plan.model_copy(update={"choices": choices}), network, registry(), there)
+    assert "--target rpi4" in str(err.value.hint)
+    by_magnitude = sparse.model_copy(update={"weights": ""})
+    choices = (by_magnitude, *plan.choices[1:])
+    transfer_plan(plan.model_copy(update={"choices": choices}), network, registry(), there)
+
+
 def test_the_same_plan_builds_the_same_library(tmp_path: Path) -> None:
     network = network_of(residual_model())
     plan = plan_of(network, host(), {"a": "conv2d_im2col"})

@@ -213,12 +213,13 @@ def test_values_read_in_float_as_well() -> None:
     assert kept == [True]
 
 
-def test_layers_without_int8_output_stay_float() -> None:
+def test_layers_without_int8_output_read_int8_and_write_float() -> None:
     m = QdqModel()
     x = m.pair(m.input(2, 24), 0.03, 3)
     m.output(m.dense(x, 5, 24))
-    network = compare(m.proto(), [0.001], (2, 24))
-    assert stated(network) == []
+    network = compare(m.proto(), [1e-4], (2, 24))
+    assert [la.workload.epilogue.float_out for la in network.graph.layers] == [True]
+    assert len(stated(network)) == 1
 
 
 def test_int8_inputs_and_outputs_of_the_network() -> None:

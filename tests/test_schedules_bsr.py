@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.disassembly import inner_loop
 from tests.network_plans import execute, host, narrow
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
@@ -47,6 +48,11 @@ class TestDenseBsr(TemplateTestCase):
 
 class TestConv1x1Bsr(TemplateTestCase):
     template = load("conv1x1_bsr")
+    random_configs = 1
+
+
+class TestConv3x3Bsr(TemplateTestCase):
+    template = load("conv3x3_bsr")
     random_configs = 1
 
 
@@ -144,6 +150,9 @@ def test_levels_shapes_and_configs_agree_with_numpy(name: str, short: bool) -> N
     layers = DENSE_LAYERS if name == "dense_bsr" else CONV_LAYERS
     for number, layer in enumerate(layers):
         found = variants(template, layer, target)
+        if name == "conv1x1_bsr" and layer.data_shape[1] < target.lanes():
+            assert found == []
+            continue
         assert len(found) == len(LEVELS)
         points = template.space(found[0], target).points()
         other = random.Random(number).choice(points)
@@ -208,26 +217,15 @@ def test_constants_keep_the_contract(name: str) -> None:
         sparsity = BlockSparsity.parse(variant.sparsity)
         assert sparsity is not None
         kernel = template.build(variant, template.space(variant, target).default, target)
-        weight, indices, indptr, bias = kernel.constants(operands_of(variant, 1).constants)
+        weight, indices, indptr, splits, bias = kernel.constants(operands_of(variant, 1).constants)
         kept, rows = sparsity.kept(130, 256), sparsity.blocks(130, 256)[0]
         assert weight.shape == (kept, sparsity.rows) and weight.dtype == np.float32
         assert indices.shape == (kept,) and indices.dtype == np.uint16
         assert indptr.shape == (rows + 1,) and indptr.dtype == np.int32
+        assert splits[0] == 0 and splits[-1] == rows and (np.diff(splits) >= 0).all()
         assert bias.shape == (rows, sparsity.rows) and not bias.reshape(-1)[130:].any()
         dense_bytes = 4 * 256 * 130
         assert weight.nbytes + indices.nbytes < (1.15 - sparsity.level / 100) * 1.15 * dense_bytes
-
-
-def test_large_images_may_keep_indices_small() -> None:
-    template, target = load("conv1x1_bsr"), host()
-    layer = variants(template, conv(128, 64, 56, 56), target)[2]
-    default = template.space(layer, target).default
-    sizes = {}
-    for index in ("offset", "channel"):
-        config = type(default)({**default, "index": index})
-        kernel = template.build(layer, config, target)
-        sizes[index] = kernel.constants(operands_of(layer, 1).constants)[1].dtype
-    assert sizes == {"offset": np.int32, "channel": np.uint16}
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -281,11 +279,13 @@ def test_arm_code_multiplies_in_registers(name: str, core: str) -> None:
         module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": func}), target)
         text = str(module.inspect_source("asm"))
         multiply_adds = len(re.findall(r"\bfmla\s+v\d+\.4s", text))
-        stack = len(re.findall(r"\b(?:str|ldr|stp|ldp)\s+q\d+.*\[sp", text))
-        assert multiply_adds >= 4 and stack <= multiply_adds / 4, (multiply_adds, stack)
+        body = "\n".join(inner_loop(text, "fmla"))
+        stack = len(re.findall(r"\b(?:str|ldr|stp|ldp)\s+q\d+.*\[sp", body))
+        assert multiply_adds >= 4 and stack == 0, (multiply_adds, stack)
         copied = name == "dense_bsr" and layer.data_shape[0] > 1
         gathered = name == "conv1x1_bsr_nchw" and layer.strides != (1, 1)  # type: ignore[union-attr]
-        assert ("AllocWorkspace" in text) == (copied or gathered)
+        image = name == "conv1x1_bsr"
+        assert ("AllocWorkspace" in text) == (copied or gathered or image)
 
 
 def test_kernel_runs_in_a_network() -> None:

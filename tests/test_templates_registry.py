@@ -48,9 +48,10 @@ def builtin() -> Registry:
 def test_builtin_templates(builtin: Registry) -> None:
     names = {e.name for e in builtin.entries()}
     assert names == {
-        "conv1x1_bsr", "conv1x1_bsr_nchw", "conv2d_direct", "conv2d_im2col", "conv2d_int8",
-        "conv2d_smmla", "conv2d_winograd", "dense_bsr", "dense_int8", "dense_packed",
-        "dense_smmla", "depthwise_int8", "depthwise_nchwc", "depthwise_vnni",
+        "conv1x1_bsr", "conv1x1_bsr_int8", "conv1x1_bsr_nchw", "conv2d_direct", "conv2d_im2col",
+        "conv2d_int8", "conv2d_smmla", "conv2d_winograd", "conv3x3_bsr", "dense_bsr",
+        "dense_bsr_int8", "dense_int8", "dense_packed", "dense_smmla", "depthwise_int8",
+        "depthwise_nchwc", "depthwise_vnni",
     }  # fmt: skip
     for entry in builtin.entries():
         assert entry.origin == "built-in"
@@ -65,8 +66,12 @@ def test_implementations_are_exact_ones_first_then_int8_then_sparse(builtin: Reg
     found = [i for _, i in builtin.implementations(pointwise, target)]
     kinds = [(i.precision, i.sparsity == "dense") for i in found]
     assert kinds[:2] == [("f32", True)] * 2 and kinds[2] == ("int8", True)
-    assert set(kinds[3:]) == {("f32", False)}
-    assert {i.sparsity for i in found[3:]} == {f"4x1@{level}" for level in (50, 70, 80, 90)}
+    assert set(kinds[3:]) == {("f32", False), ("int8", False)}
+    levels = {(i.precision, i.sparsity) for i in found[3:]}
+    assert levels == {
+        (precision, f"{blocks}@{level}")
+        for precision, blocks in (("f32", "4x1"), ("int8", "4x4")) for level in (50, 70, 80, 90)
+    }  # fmt: skip
     assert {i.layout for i in found[3:]} == {"NCHW", "NCHW4c"}
     exact = builtin.implementations(pointwise, target, exact=True)
     assert [i for _, i in exact] == found[:2]
@@ -76,7 +81,7 @@ def test_implementations_are_exact_ones_first_then_int8_then_sparse(builtin: Reg
 def test_float_templates_are_not_asked_about_int8(builtin: Registry) -> None:
     host = load_target("host")
     three = [i for _, i in builtin.implementations(conv(), host)]
-    assert [i.sparsity for i in three] == ["dense"] * len(three), "3x3 layers are not pruned"
+    assert {i.template for i in three if i.sparsity != "dense"} == {"conv3x3_bsr"}
     assert [i.precision for i in three].count("int8") == 1
 
 

@@ -11,6 +11,8 @@ from tvmx.build._elf import ElfInfo, read_elf
 from tvmx.build._job import SYMBOL, BuildFailure, BuildResult, FailureKind, KernelBuild
 from tvmx.build._link import LINKER_ENV, Linker, fcompile, find_linker, host_arch, link
 from tvmx.build._pool import BuildPool
+from tvmx.build._ray_cluster import RayCluster
+from tvmx.build._ray_pool import RayPool
 
 if TYPE_CHECKING:
     from tvmx.build._nest_features import nest_features
@@ -27,6 +29,8 @@ __all__ = [
     "KernelBuild",
     "Linker",
     "NetworkBuild",
+    "RayCluster",
+    "RayPool",
     "build_network",
     "fcompile",
     "find_linker",

@@ -15,7 +15,6 @@ from tvmx.cli._parse import parse_shapes
 from tvmx.cli._preflight import check_model, check_target
 from tvmx.cli._progress import open_progress
 from tvmx.cli._units import size
-from tvmx.errors import UsageError
 
 if TYPE_CHECKING:
     from tvmx.explore import BundleSummary
@@ -26,6 +25,7 @@ BUILD_EPILOG = """Examples:
 EXPORT_EPILOG = """Examples:
   tvmx export network-rpi4.run --out bundle
   tvmx export network-rpi4.run --pick baseline --out bundle-baseline
+  tvmx export network-rpi4.run --pick "latency; drop<=0.5; weights<=2MB" --out small
   tvmx export network-host.run --target rpi4 --out bundle-rpi4"""
 
 
@@ -85,9 +85,10 @@ def export(
         str,
         typer.Option(
             "--pick",
-            metavar="best|memory|baseline|INDEX",
-            help="The candidate: best, memory (least weights and activations), baseline, or "
-            "its index in explore's table.",
+            metavar="best|memory|baseline|INDEX|RULE",
+            help="The candidate: best, memory (least weights and activations), baseline, its index "
+            "in explore's table, or a rule such as 'latency; drop<=0.5; weights<=2MB': what to "
+            "minimise, then limits. Figures: latency, weights, arena, memory, library, drop.",
         ),
     ] = "best",
     target: Annotated[
@@ -102,10 +103,11 @@ def export(
     schedules: Schedules = None,
     as_json: Json = False,
 ) -> None:
-    """Export a bundle from a finished run."""
+    """Export a bundle from a run; while it is explored, of the best plan so far."""
     check_folder(run, "run", hint="a run is what `tvmx explore --out RUN` writes")
-    if pick not in ("best", "memory", "baseline") and not pick.isdecimal():
-        raise UsageError(f"--pick {pick!r} is none of best, memory, baseline or an index from 0")
+    from tvmx.explore import check_pick
+
+    check_pick(pick)
     if target is not None:
         check_target(target)
     check_bundle_out(out)

@@ -79,3 +79,14 @@ def check_schedules(folders: Sequence[Path] | None) -> tuple[Path, ...]:
         if not any(not file.name.startswith("_") for file in folder.glob("*.py")):
             raise TemplateLoadError(f"schedule folder {folder} holds no *.py file")
     return tuple(folders or ())
+
+
+def check_study(path: Path, written: set[str], command: str) -> None:
+    """A folder that is new, empty, or holds what this command wrote."""
+    check_writable(path)
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if foreign := sorted(names - written):
+        raise UsageError(
+            f"--out {path} is not empty and not of `{command}` (it holds {', '.join(foreign[:3])})",
+            hint="name another folder",
+        )

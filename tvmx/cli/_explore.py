@@ -25,6 +25,9 @@ from tvmx.cli._options import (
     Model,
     Params,
     Preprocess,
+    PruneMethod,
+    Pruning,
+    Ray,
     Schedules,
     Shapes,
     Skip,
@@ -136,14 +139,15 @@ def explore_model(
     ] = Calibration.PERCENTILE,
     equalise: Equalise = False,
     bias_correction: BiasCorrection = False,
+    prune_method: PruneMethod = Pruning.RECONSTRUCTION,
     skip: Skip = None,
     budget: Annotated[
         str | None,
         typer.Option(
             "--budget",
             metavar="TIME",
-            help="Time for tuning, such as 90s, 10m or 1h30m. Default: 10m. With --trials, "
-            "whichever ends first.",
+            help="Time for everything, whole networks included, such as 90s, 10m or 1h30m. "
+            "Default: 10m. With --trials, whichever ends first.",
         ),
     ] = None,
     trials: Annotated[
@@ -213,6 +217,7 @@ def explore_model(
             "(AArch64).",
         ),
     ] = False,
+    ray: Ray = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of every choice.")] = 0,
     out: Annotated[
         Path | None,
@@ -248,6 +253,10 @@ def explore_model(
             hint="give --data FILE.npz, or leave out --skip",
         )
     check_agent(agent, policy, objective, arena)
+    if ray is not None:
+        from tvmx.build import RayCluster
+
+        RayCluster.require()
     metric_digest = "" if metric is None else check_metric(metric, data)
     shapes = parse_shapes(shape or ())
     address = parse_device(tracker, key)
@@ -275,6 +284,7 @@ def explore_model(
         calibration=calibration.value,
         equalise=equalise,
         bias_correction=bias_correction,
+        prune_method=prune_method.value,
         skip=tuple(skip or ()),
         max_accuracy_drop=max_accuracy_drop,
         max_weights=weights,
@@ -286,6 +296,7 @@ def explore_model(
         schedules=folders,
         learn_from=tuple(learn_from or ()),
         prefilter=prefilter,
+        ray=ray,
         seed=seed,
         fresh=fresh,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvmx.cli._units import clock, duration, size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tvmx.cli._output import Screen
     from tvmx.explore import (
@@ -33,6 +33,9 @@ def render_result(screen: Screen, result: ExploreResult) -> None:
             "objective": result.objective,
             "measured": f"{result.measurements} kernels, {result.failures} failed, "
             f"in {clock(result.seconds)}",
+            "hardware measurements": _hardware(result.hardware),
+            "time": _phases(result.phases),
+            "Pareto front": _front(result),
             "outputs checked": _checked(result),
             "deadlines": result.deadlines,
             "run": result.run,
@@ -100,6 +103,27 @@ def _role(index: int, result: ExploreResult) -> str:
 def _checked(result: ExploreResult) -> str:
     names = dict.fromkeys(c.checked_against for c in result.candidates if c.checked_against)
     return "against " + "; int8 and sparse ones against ".join(names or [result.reference])
+
+
+def _hardware(counts: Mapping[str, int]) -> str | None:
+    """What the device timed in this start of the run; None for results of older versions."""
+    if not counts:
+        return None
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return f"{sum(counts.values())} now ({told})"
+
+
+def _phases(phases: Mapping[str, float]) -> str | None:
+    """The stages that took a second or more, in order."""
+    return ", ".join(f"{name} {clock(s)}" for name, s in phases.items() if s >= 1) or None
+
+
+def _front(result: ExploreResult) -> str | None:
+    if not result.front:
+        return None
+    names = ", ".join(f"{i} {result.candidates[i].name}" for i in result.front)
+    what = ", ".join(result.reference_point)
+    return f"{names}; hypervolume {result.hypervolume:.3f} ({what}; see docs/search.md)"
 
 
 def _accuracy_title(result: ExploreResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -138,6 +139,15 @@ MaxAccuracyDrop = Annotated[
         help="Largest accuracy loss, in percentage points of the metric.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Build kernels and play the agent's episodes on a Ray cluster: HOST:PORT, auto, or "
+        "local for one of its own on this machine. Needs the extra `ray`.",
+    ),
+]
 Skip = Annotated[
     list[str] | None,
     typer.Option(
@@ -145,5 +155,26 @@ Skip = Annotated[
         metavar="GLOB",
         help="Layers that never become int8, by name or glob such as 'block1*' (quoted); `tvmx "
         "import` lists the names. Repeatable.",
+    ),
+]
+
+
+class Pruning(StrEnum):
+    """How layers are pruned."""
+
+    MAGNITUDE = "magnitude"
+    RECONSTRUCTION = "reconstruction"
+
+
+PRUNING = (
+    "How layers are pruned: the weakest blocks go; or those that the layer's output on the "
+    "calibration samples misses least, and the others make up for them, wherever that is better."
+)
+PruneMethod = Annotated[
+    Pruning,
+    typer.Option(
+        "--prune-method",
+        metavar="magnitude|reconstruction",
+        help=PRUNING,
     ),
 ]

@@ -135,6 +135,7 @@ def check_run(
             "calibration": request.calibration,
             "equalise": request.equalise,
             "bias_correction": request.bias_correction,
+            "prune_method": request.pruning,
             "skip": tuple(sorted(set(request.skip))),
             "max_accuracy_drop": request.max_accuracy_drop,
             "max_weights": request.max_weights,

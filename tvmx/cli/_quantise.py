@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvmx.cli._check import check_schedules, check_writable
+from tvmx.cli._check import check_schedules, check_study
 from tvmx.cli._errors import Interrupted, guarded
 from tvmx.cli._options import (
     BiasCorrection,
@@ -29,7 +29,6 @@ from tvmx.cli._parse import check_count, check_number, check_seed, parse_shapes
 from tvmx.cli._preflight import check_data, check_metric, check_model
 from tvmx.cli._progress import open_progress
 from tvmx.cli._quantise_view import render_quantise
-from tvmx.errors import UsageError
 
 if TYPE_CHECKING:
     from tvmx.explore import QuantiseRequest
@@ -39,8 +38,6 @@ EPILOG = """Examples:
   tvmx quantise network.onnx --data eval.npz --calibration all --equalise
   tvmx quantise network.onnx --data images --skip 'head*' --target rpi4 --out network.int8
   tvmx build network.onnx --target rpi4 --plan network.int8/plan.json --out bundle"""
-
-_WRITTEN = {"report.json", "plan.json"}
 
 
 class Method(StrEnum):
@@ -129,7 +126,7 @@ def quantise_model(
 
     load_target(target)
     if out is not None:
-        _check_out(out)
+        check_study(out, {"report.json", "plan.json"}, "tvmx quantise")
     folders = check_schedules(schedules)
     if metric is not None:
         check_metric(metric, data)
@@ -167,15 +164,3 @@ def _quantise(request: QuantiseRequest, output: Output) -> None:
     except KeyboardInterrupt as err:
         raise Interrupted("nothing was written") from err
     output.emit(result, lambda screen: render_quantise(screen, result, request))
-
-
-def _check_out(path: Path) -> None:
-    """A folder that is new, empty, or holds what this command wrote."""
-    check_writable(path)
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if foreign := sorted(names - _WRITTEN):
-        raise UsageError(
-            f"--out {path} is not empty and not of `tvmx quantise` "
-            f"(it holds {', '.join(foreign[:3])})",
-            hint="name another folder",
-        )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tvmx.cli._output import Screen
-    from tvmx.explore import NetworkFigures, QuantiseRequest, QuantiseResult
+    from tvmx.explore import NetworkFigures, PruneRequest, QuantiseRequest, QuantiseResult
 
 _EQUAL_DB = 200.0
 _MOST_SKIPS = 6  # layers that are named in the command to try next
@@ -52,8 +52,8 @@ def _methods(screen: Screen, result: QuantiseResult) -> None:
         (
             (
                 row.calibration,
-                _db(row.output_sqnr_db),
-                _points(row.drop),
+                decibels(row.output_sqnr_db),
+                points(row.drop),
                 f"{row.sensitivity:.2g}",
                 "used below" if row.calibration == result.calibration else "",
             )
@@ -88,9 +88,9 @@ def _layers(screen: Screen, result: QuantiseResult) -> None:
         (
             (
                 row.layer,
-                _db(row.sqnr_db),
-                _db(row.output_sqnr_db),
-                _points(row.drop),
+                decibels(row.sqnr_db),
+                decibels(row.output_sqnr_db),
+                points(row.drop),
                 row.rank,
                 row.cut,
             )
@@ -109,8 +109,8 @@ def _curve(screen: Screen, result: QuantiseResult) -> None:
             (
                 point.kept_float,
                 point.layer,
-                _db(point.output_sqnr_db),
-                _points(point.drop),
+                decibels(point.output_sqnr_db),
+                points(point.drop),
                 "cut" if point.kept_float == chosen else "",
             )
             for point in result.curve
@@ -125,7 +125,7 @@ def _network(screen: Screen, result: QuantiseResult) -> None:
 
     def row(name: str, figures: NetworkFigures) -> tuple[object, ...]:
         layers, accuracy = f"{figures.int8_layers} of {total}", f"{figures.accuracy:.2f} %"
-        return name, layers, _db(figures.sqnr_db), accuracy, _points(figures.drop)
+        return name, layers, decibels(figures.sqnr_db), accuracy, points(figures.drop)
 
     cut = "cut" if result.meets else "cut (past the limit)"
     screen.table(
@@ -142,13 +142,7 @@ def _network(screen: Screen, result: QuantiseResult) -> None:
 
 def _next(result: QuantiseResult, request: QuantiseRequest) -> Iterator[str]:
     """Build the plan that was written; explore what the cut leaves int8."""
-    model = [str(request.model)]
-    for name, dims in request.shapes.items():
-        model += ["--shape", f"{name}={','.join(map(str, dims))}"]
-    if request.params is not None:
-        model += ["--params", str(request.params)]
-    for folder in request.schedules:
-        model += ["--schedules", str(folder)]
+    model = model_words(request)
     target = ["--target", result.target]
     if result.plan is not None:
         yield shlex.join(
@@ -156,6 +150,18 @@ def _next(result: QuantiseResult, request: QuantiseRequest) -> Iterator[str]:
         )
     if result.cut.int8_layers and len(result.kept_float) <= _MOST_SKIPS:
         yield shlex.join(["tvmx", "explore", *model, *target, *_how(result, request)])
+
+
+def model_words(request: QuantiseRequest | PruneRequest) -> list[str]:
+    """The words that name a study's model in the next command."""
+    model = [str(request.model)]
+    for name, dims in request.shapes.items():
+        model += ["--shape", f"{name}={','.join(map(str, dims))}"]
+    if request.params is not None:
+        model += ["--params", str(request.params)]
+    for folder in request.schedules:
+        model += ["--schedules", str(folder)]
+    return model
 
 
 def _how(result: QuantiseResult, request: QuantiseRequest) -> Iterator[str]:
@@ -177,12 +183,13 @@ def _how(result: QuantiseResult, request: QuantiseRequest) -> Iterator[str]:
         yield from ("--skip", name)
 
 
-def _db(value: float | None) -> str:
+def decibels(value: float | None) -> str:
+    """An SQNR; empty for None."""
     if value is None:
         return ""
     return "equal" if value >= _EQUAL_DB else f"{value:.1f} dB"
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
     """A loss in percentage points; a gain is negative."""
     return "" if value is None else f"{value + 0.0:+.2f}"

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmx.accuracy import DEFAULT_METRIC, Metric, Samples, Score
+from tvmx.accuracy import DEFAULT_METRIC, Metric, Samples, Score, spread
 from tvmx.explore._reference import Reference
 from tvmx.measure import NetworkJob, Runner
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
+
+_FEWEST = 64
 
 
 class Scorer:
@@ -31,6 +33,11 @@ class Scorer:
         self._float = np.concatenate([out[:count] for out, count in outputs])
         self.reference = self._score(self._float)
 
+    @property
+    def samples(self) -> int:
+        """On how many candidates are scored."""
+        return len(self._samples)
+
     def __call__(self, runner: Runner, job: NetworkJob) -> Score:
         """Run a candidate over all samples on the device and score it.
 
@@ -47,3 +54,12 @@ class Scorer:
 
     def _score(self, outputs: Any) -> Score:
         return self._metric.score(outputs, labels=self._samples.labels, reference=self._float)
+
+
+def affordable(samples: Samples, calls: int, per_sample_s: float, seconds: float) -> Samples:
+    """As many samples, evenly spread, as ``calls`` runs of each take ``seconds`` for.
+
+    At least 64, however short the time.
+    """
+    wanted = int(seconds / max(1e-9, calls * per_sample_s))
+    return samples if wanted >= len(samples) else spread(samples, max(_FEWEST, wanted))

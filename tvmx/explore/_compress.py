@@ -24,7 +24,7 @@ from tvmx.accuracy import (
 )
 from tvmx.errors import StoreError
 from tvmx.explore._request import ExploreRequest
-from tvmx.ir import ChannelValues, Implementation, Layer, Plan, TensorSpec
+from tvmx.ir import DENSE, ChannelValues, Implementation, Layer, Plan, TensorSpec
 from tvmx.numerics import QuantParams
 from tvmx.passes import Simulator, activations_of, equalisation, equalised
 from tvmx.store import Run, write_atomic
@@ -38,6 +38,7 @@ Array = npt.NDArray[Any]
 _FILE = "sensitivity.json"
 _PROBE = 32  # samples that tell how long simulating takes, and the fewest to judge plans on
 _JOINT_S = 4.0
+_JOINT_SHARE = 1 / 15  # of what sensitivities may take; whichever is less
 _CORRECTED = 32  # calibration samples that the biases of a plan's int8 layers are corrected on
 _FEWEST = 8  # samples, however short the time: whole plans are checked on all of them
 
@@ -57,6 +58,9 @@ class Compression:
     params: dict[int, QuantParams]
     drops: dict[str, float]
     _judged: Samples | None = None
+    _keep: Callable[[int], None] = lambda samples: None
+    _judging: int = 0  # samples, where an earlier part of the run has decided it
+    _joint_s: float = _JOINT_S
     _corrections: dict[frozenset[int], dict[int, Array]] = field(default_factory=dict)
 
     @classmethod
@@ -72,7 +76,7 @@ class Compression:
         params = calibrate(simulator, data.calibration, specs, request.calibration)
         if request.bias_correction:
             int8 = {index: i for index, legal in options.items() for i in legal
-                    if i.precision == "int8" and not i.exact}  # fmt: skip
+                    if i.precision == "int8" and i.sparsity == DENSE and not i.exact}  # fmt: skip
             found = correct_biases(simulator, data.calibration, specs, params, int8)
             simulator = Simulator(network, host, found)
         known = {frozenset(simulator.corrections): simulator.corrections}
@@ -128,6 +132,13 @@ class Compression:
             }
         )
 
+    def constants(self) -> dict[str, Any]:
+        """What every plan with changed layers shares: activations and equalisation."""
+        return {
+            "activations": activations_of(self.params),
+            "equalisation": self.simulator.network.equalised,
+        }
+
     def measure(
         self, options: Mapping[int, Sequence[Implementation]], run: Run, budget_s: float,
         on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -145,10 +156,17 @@ class Compression:
         path = run.work / _FILE
         kept = _Kept.load(path) if path.is_file() else _Kept()
 
+        def save() -> None:
+            write_atomic(path, kept.model_dump_json(indent=1) + "\n")
+
         def keep(key: str, drop: float) -> None:
             kept.points[key] = drop
             on_step(len(kept.points), total)
-            write_atomic(path, kept.model_dump_json(indent=1) + "\n")
+            save()
+
+        def judged(samples: int) -> None:
+            kept.judged = samples
+            save()
 
         def used(samples: int) -> None:
             kept.samples = samples
@@ -161,6 +179,8 @@ class Compression:
             known=dict(kept.points), on_result=keep, on_samples=used,
         )  # fmt: skip
         self.drops = found.points
+        self._keep, self._judging = judged, kept.judged
+        self._joint_s = min(_JOINT_S, _JOINT_SHARE * budget_s)
         return found.samples
 
     def drop(self, layer: Layer, implementation: Implementation) -> float:
@@ -182,14 +202,19 @@ class Compression:
     def joint(self, chosen: Mapping[int, Implementation]) -> float:
         """Drop in points of a whole choice on the visible half, simulated exactly.
 
-        On an even share of it where all of it would take longer than ``_JOINT_S`` seconds.
+        On an even share of it where all of it would take longer than a few seconds; on the same
+        one when the run is continued.
         """
+        visible = self.data.visible
+        if self._judged is None and self._judging:
+            self._judged = spread(visible, self._judging)
         if self._judged is None:
             started = time.monotonic()
-            probe = spread(self.data.visible, _PROBE)
+            probe = spread(visible, _PROBE)
             self._drop(probe, chosen)
             per_sample = (time.monotonic() - started) / len(probe)
-            self._judged = spread(self.data.visible, max(_PROBE, int(_JOINT_S / per_sample)))
+            self._judged = spread(visible, max(_PROBE, int(self._joint_s / per_sample)))
+            self._keep(len(self._judged))
         return self._drop(self._judged, chosen)
 
     def _drop(self, samples: Samples, chosen: Mapping[int, Implementation]) -> float:
@@ -202,11 +227,12 @@ def _specs(context: Context) -> dict[str, TensorSpec]:
 
 
 class _Kept(BaseModel):
-    """Figures so far, and on how many samples they were simulated."""
+    """Figures so far, on how many samples they were simulated, and on how many whole plans."""
 
     model_config = ConfigDict(extra="forbid")
 
     samples: int = Field(default=0, ge=0)
+    judged: int = Field(default=0, ge=0)
     points: dict[str, float] = Field(default_factory=dict)
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvmx.errors import BuildError
 from tvmx.explore._evaluate import Task
+from tvmx.explore._prune_own import layer_steps, with_own
 from tvmx.explore._skip import skipped_layers
 from tvmx.targets import Target, load_target
 from tvmx.templates import Registry
@@ -113,15 +114,26 @@ class Context:
 
     def options(self) -> dict[int, list[Implementation]]:
         """Layer index -> the implementations it may get, for every covered layer."""
-        legal: dict[str, list[Implementation]] = {}
+        legal: dict[tuple[str, bool], list[Implementation]] = {}
+        in_float = self.network.graph.read_in_float
+        keys = {layer.index: (layer.workload.digest, layer.index in in_float)
+                for layer in self.covered}  # fmt: skip
         for layer in self.covered:
-            if layer.workload.digest not in legal:
-                found = self.registry.implementations(layer.workload, self.target, exact=self.exact)
-                legal[layer.workload.digest] = [implementation for _, implementation in found]
-        return {
+            key = keys[layer.index]
+            if key not in legal:
+                every = self.registry.implementations(
+                    layer.workload, self.target, exact=self.exact, float_out=key[1]
+                )
+                legal[key] = [implementation for _, implementation in every]
+        found = {
             layer.index: [
-                i for i in legal[layer.workload.digest]
+                i for i in legal[keys[layer.index]]
                 if i.exact or i.precision != "int8" or layer.name not in self.skipped
             ]
             for layer in self.covered
         }  # fmt: skip
+        steps = layer_steps(self.network)
+        return {
+            index: with_own(steps[index], ways, self.registry, self.target)
+            for index, ways in found.items()
+        }

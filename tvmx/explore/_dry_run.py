@@ -5,14 +5,18 @@ from __future__ import annotations
 from tvmx.explore._context import Context
 from tvmx.explore._request import DryRun, DryRunWorkload, ExploreRequest
 from tvmx.explore._walk import possible_conversions
-from tvmx.ir import Implementation, Layer
+from tvmx.ir import DENSE, Implementation, Layer
 
 
 def _label(implementation: Implementation) -> str:
     if implementation.exact:
         return implementation.template
-    kind = implementation.sparsity if implementation.precision == "f32" else "int8"
-    return f"{implementation.template} {kind}"
+    parts = [implementation.template]
+    if implementation.precision != "f32":
+        parts.append(implementation.precision)
+    if implementation.sparsity != DENSE:
+        parts.append(implementation.sparsity)
+    return " ".join(parts)
 
 
 def _configs(context: Context, layer: Layer, implementation: Implementation) -> int:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmx.build import SYMBOL, BuildPool, BuildResult, KernelBuild
+from tvmx.build import SYMBOL, BuildPool, BuildResult, KernelBuild, RayPool
 from tvmx.errors import DeviceError
 from tvmx.ir import Config, Implementation, to_physical
 from tvmx.measure import KernelJob, Manners, Measurement, OnResult, Runner, TimingPolicy
@@ -78,13 +78,14 @@ class KernelEvaluator:
     A candidate the journal knows is neither built nor measured again, whether it succeeded
     or failed. Equal binaries of one workload are measured once. A ``prefilter`` drops what it finds
     slow before it is measured, except defaults; of that nothing is journalled. Counts ``measured``,
-    ``recalled`` and ``failed``. ``policy`` is how kernels are timed.
+    ``recalled``, ``failed``, and what else the device timed: ``converted`` and ``retimed``.
+    ``policy`` is how kernels are timed.
     """
 
     def __init__(
         self, *, target: Target, target_key: str, device: str, manners: Manners,
-        versions: dict[str, str], journal: Journal, runner: Runner, pool: BuildPool, folder: Path,
-        prefilter: Prefilter | None = None,
+        versions: dict[str, str], journal: Journal, runner: Runner, pool: BuildPool | RayPool,
+        folder: Path, prefilter: Prefilter | None = None,
     ) -> None:  # fmt: skip
         self._target, self._target_key, self._device = target, target_key, device
         self._manners, self._versions, self._prefilter = manners, versions, prefilter
@@ -93,6 +94,7 @@ class KernelEvaluator:
         self._operands: OrderedDict[str, Operands] = OrderedDict()
         self._binaries: dict[tuple[str, str], Measurement] = {}
         self.measured = self.recalled = self.failed = 0
+        self.converted = self.retimed = 0
 
     def submit(self, task: Task, config: Config) -> Pending:
         """Start building, unless the journal has the answer already."""
@@ -171,13 +173,14 @@ class KernelEvaluator:
 
     def others(self, named: Sequence[tuple[str, Callable[[], KernelJob]]]) -> list[Measurement]:
         """Measurements of what is no layer (conversions), journalled by name; in order."""
-        keys = [self._named_key(name) for name, _ in named]
+        keys = [self.named_key(name) for name, _ in named]
         found = [self.recall(key) for key in keys]
         missing = [i for i, measurement in enumerate(found) if measurement is None]
         for start in range(0, len(missing), _OTHERS_AT_ONCE):
             part = missing[start : start + _OTHERS_AT_ONCE]
 
             def journal(number: int, measurement: Measurement, part: list[int] = part) -> None:
+                self.converted += 1
                 if not measurement.device_fault:
                     found[part[number]] = self._record(keys[part[number]], measurement)
 
@@ -212,9 +215,27 @@ class KernelEvaluator:
             ],
             rounds, self.policy,
         )  # fmt: skip
+        self.retimed += len(jobs)
         if not all(m.ok for m in measured):
             return []
         return [self._record(key, m) for key, m in zip(keys, measured, strict=True)]
+
+    def keep(
+        self, key: MeasurementKey, measurement: Measurement, features: Mapping[str, float]
+    ) -> None:
+        """Journal a measurement that was made elsewhere: of a whole plan."""
+        self._journal.append(
+            MeasurementRecord(
+                key=key, measurement=measurement.model_dump(mode="json"), timestamp=time.time(),
+                features=dict(features) or None,
+            )
+        )  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        """How often the device timed what, for a result."""
+        return {
+            "kernels": self.measured, "conversions": self.converted, "re-timed": self.retimed,
+        }  # fmt: skip
 
     def clear(self) -> None:
         """Delete the kernel libraries; a later resume builds what it needs again."""
@@ -233,7 +254,8 @@ class KernelEvaluator:
         )
         return replace(job, with_assembly=self._prefilter is not None)
 
-    def _named_key(self, name: str) -> MeasurementKey:
+    def named_key(self, name: str) -> MeasurementKey:
+        """The journal key of what is no kernel of a layer: a conversion, a whole plan."""
         return MeasurementKey(
             workload=name, implementation="{}", config="{}", target=self._target_key,
             device=self._device, **self._state,
@@ -292,12 +314,7 @@ class KernelEvaluator:
         measurement: Measurement,
         features: Mapping[str, float] | None = None,
     ) -> Measurement:
-        self._journal.append(
-            MeasurementRecord(
-                key=key, measurement=measurement.model_dump(mode="json"), timestamp=time.time(),
-                features=dict(features) if features else None,
-            )
-        )  # fmt: skip
+        self.keep(key, measurement, features or {})
         self.failed += not measurement.ok
         return measurement
 

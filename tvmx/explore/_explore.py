@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tvmx.accuracy import DEFAULT_METRIC, Dataset, kind_of, load_data, load_metric
-from tvmx.build import BuildPool
+from tvmx.accuracy import DEFAULT_METRIC, Dataset, Score, kind_of, load_data, load_metric
+from tvmx.build import BuildPool, RayCluster, RayPool
 from tvmx.doctor import build_probe
 from tvmx.errors import MeasureError
-from tvmx.explore._accuracy import Scorer
+from tvmx.explore._accuracy import Scorer, affordable
 from tvmx.explore._budget import Budget
+from tvmx.explore._choices import FILE as CHOICES
 from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
 from tvmx.explore._devices import (
@@ -26,18 +28,25 @@ from tvmx.explore._devices import (
     recorded_key,
 )
 from tvmx.explore._dominance import Worth, undominated
+from tvmx.explore._ending import Ending, reserved_s
 from tvmx.explore._evaluate import KernelEvaluator, kernel_policy
+from tvmx.explore._front import dominated_share, front_of, reference_of
 from tvmx.explore._golden import save_golden
-from tvmx.explore._lessons import lessons
+from tvmx.explore._lessons import lessons, whole_lessons
 from tvmx.explore._outcome import Outcome
+from tvmx.explore._phases import Phases
+from tvmx.explore._prune_method import reconstructed
+from tvmx.explore._prune_weights import save_weights
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import ExploreRequest, ExploreResult, Progress, Silent
-from tvmx.explore._search import KEPT, agent_name, search
+from tvmx.explore._search import KEPT, Found, agent_name, search
 from tvmx.explore._sizes import packed_sizes
+from tvmx.explore._so_far import SoFar
 from tvmx.explore._table import ConversionKey, TunedTable, no_drop
 from tvmx.explore._transitions import measure_transitions
 from tvmx.explore._tuning import KernelTuning, Tuned, noise
 from tvmx.explore._whole import BuiltPlan, as_reference, build_plan, network_job, rtol_of
+from tvmx.explore._wholes import Wholes
 from tvmx.ir import Implementation, Layer, Plan
 from tvmx.measure import (
     DRIFT,
@@ -53,11 +62,14 @@ from tvmx.store import Run, RunSettings
 from tvmx.targets import load_target
 from tvmx.tune import Prefilter
 
-_ROUNDS = 15
 _DEFAULT_BUDGET_S = 600.0
 _RETIME_S = 0.6  # what re-timing one workload takes, about
 _SENSITIVITY_SHARE = 0.2  # of the budget
 _SENSITIVITY_S = 60.0  # where only trials bound it
+_SCORING_SHARE = 0.15  # of the budget: for the accuracy of whole plans
+_SEARCH_S = 2.0
+_SEARCH_SHARE = 0.05  # of the budget, where plans are simulated on data; whichever is more
+_SO_FAR_S = 15.0  # how often the best kernels so far are made a plan
 
 Options = Mapping[int, Sequence[Implementation]]
 
@@ -82,15 +94,28 @@ def _told(data: Path | None) -> str:
     return str(data if kind_of(data) == "callable" else data.resolve())
 
 
+def _local_workers(request: ExploreRequest) -> int:
+    return max(1, (os.cpu_count() or 2) - (request.tracker is None))
+
+
 class _Exploration:
     def __init__(self, request: ExploreRequest, progress: Progress) -> None:
-        self.request, self.progress = request, progress
+        self.request = request
+        seconds = request.budget_s if request.budget_s or request.trials else _DEFAULT_BUDGET_S
+        self.budget = Budget(seconds, request.trials)
+        self.progress = Phases(progress, self.budget)
         self.notes: list[str] = []
+        self.scorer: Scorer | None = None
+        self.score_s = 0.0
+        self.scores: dict[str, Score] = {}
+        self._kept_s = -math.inf
 
     def run(self) -> ExploreResult:
         request = self.request
         self.progress.stage("import")
         agent_name(request)
+        if request.ray is not None:
+            RayCluster.require()
         check_device(load_target(request.target), request.tracker)
         self.context = Context.open(
             request.model, request.shapes, request.target, request.schedules,
@@ -98,7 +123,8 @@ class _Exploration:
         )  # fmt: skip
         self.layers = self.context.covered
         self.prefilter = Prefilter(self.context.target) if request.prefilter else None
-        self.lessons = lessons(request.learn_from, self.context.target_key, request.manners)
+        earlier = (request.learn_from, self.context.target_key, request.manners)
+        self.lessons, self.whole_lessons = lessons(*earlier), whole_lessons(*earlier)
         self.metric = load_metric(request.metric) if request.metric else DEFAULT_METRIC
         self.data = self._load_data()
         with Run.open(request.out, self._settings(), fresh=request.fresh) as self.folder:
@@ -107,10 +133,12 @@ class _Exploration:
     def _explore(self) -> ExploreResult:
         request, context = self.request, self.context
         curve = self.folder.curve()
-        seconds = request.budget_s if request.budget_s or request.trials else _DEFAULT_BUDGET_S
-        spent = float(curve[-1]["elapsed_s"]) if curve else 0.0
-        self.budget = Budget(seconds, request.trials, spent_s=spent)
+        self.progress.begin(float(curve[-1]["elapsed_s"]) if curve else 0.0)
         with ExitStack() as stack, ThreadPoolExecutor(1) as beside:
+            self.cluster = None
+            if request.ray is not None:
+                most = _local_workers(request) if request.ray == RayCluster.LOCAL else None
+                self.cluster = stack.enter_context(RayCluster(request.ray, most))
             # The device's server takes seconds to start: build the baseline meanwhile.
             device = open_runner(
                 request.tracker, request.manners, arch=context.target.arch,
@@ -124,10 +152,14 @@ class _Exploration:
             self.first = self._check_baseline()
             self.folder.bind(simulation_id(self.runner.simulated))
             self._tighten(self.first)
-            self._reserve(self.first)
-            # Locally one core measures; building on it would show in the figures.
-            workers = max(1, (os.cpu_count() or 2) - (request.tracker is None))
-            self.evaluator = self._evaluator(stack.enter_context(BuildPool(workers)))
+            self.evaluator = self._evaluator(self._pool(stack))
+            self.wholes = Wholes(
+                self.baseline, self.first, self.runner, self.evaluator, self.budget, self._build,
+                self._job, self.build_s,
+            )  # fmt: skip
+            self._keep_so_far(self.baseline.plan, "its baseline, template defaults")
+            self._score_baseline()
+            self._reserve()
             options = self._sensitivity()
             tuning = self._tuning(options)
             self.progress.stage("defaults")
@@ -136,8 +168,8 @@ class _Exploration:
             self.progress.stage("borders")
             costs = measure_transitions(context, self.evaluator, options)
             self._tune(tuning, options)
-            plans = self._search(tuning.tuned, costs, options)
-            return self._whole(plans, tuning)
+            found = self._search(tuning.tuned, costs, options)
+            return self._whole(found, tuning)
 
     def _prepare(self) -> None:
         """Golden data and the baseline's library; the time it takes sets the reserve."""
@@ -145,17 +177,6 @@ class _Exploration:
         self.simulator = Simulator(self.context.network, load_target("host"))
         self.inputs = self._golden_inputs()
         self.expected = self.reference(self.inputs)
-        self.scorer = None
-        if self.data is not None:
-            self.scorer = Scorer(
-                self.context.model, self.data.held_out, self.reference, self.metric
-            )
-            score = self.scorer.reference.percent
-            if self.request.metric and 0 < score <= 1:
-                self.notes.append(
-                    f"metric {self.request.metric} is {score:g} for the float network: "
-                    "a fraction? tvmx takes it for percent"
-                )
         save_golden(self.folder, self.inputs, self.expected, self.reference.name)
         plan = baseline_plan(
             self.context.network, self.context.registry, self.context.target, self.request.seed
@@ -164,16 +185,52 @@ class _Exploration:
         self.baseline = self._build("baseline", plan)
         self.build_s = self.budget.elapsed_s - before
 
-    def _reserve(self, baseline: Measurement) -> None:
-        """Keep back what re-timing and whole networks will take, going by the baseline."""
-        plans = KEPT + 1
-        latency_s = max((baseline.median_us or 0.0) / 1e6, 0.02)
-        rounds = _ROUNDS
-        if self.runner.simulated:  # each runs once, and slowly
-            latency_s, rounds = self.runner.slowest_s, 1
+    def _score_baseline(self) -> None:
+        """Accuracy of the reference and the baseline, on as much data as there is time for."""
+        if self.data is None:
+            return
+        self.progress.stage("accuracy")
+        samples, seconds = self.data.held_out, self.budget.seconds
+        if seconds is not None and self.request.trials is None:
+            before = self.budget.elapsed_s
+            self.reference(self.inputs)
+            per_sample = (self.budget.elapsed_s - before) / (KEPT + 1) + self.wholes.baseline_s
+            shape = self.context.model.inputs[0].shape
+            per_sample /= shape[0] if shape else 1
+            samples = affordable(samples, KEPT + 1, per_sample, _SCORING_SHARE * seconds)
+            if len(samples) < len(self.data.held_out):
+                self.notes.append(
+                    f"accuracy is that of {len(samples)} of {len(self.data.held_out)} held-out "
+                    "samples: the budget has no time for more"
+                )
+        self.scorer = Scorer(self.context.model, samples, self.reference, self.metric)
+        score = self.scorer.reference.percent
+        if self.request.metric and 0 < score <= 1:
+            self.notes.append(
+                f"metric {self.request.metric} is {score:g} for the float network: "
+                "a fraction? tvmx takes it for percent"
+            )
+        before = self.budget.elapsed_s
+        job = network_job(self.baseline, self.inputs)
+        self.scores[self.baseline.plan.digest] = self.scorer(self.runner, job)
+        self.score_s = self.budget.elapsed_s - before
+
+    def _reserve(self) -> None:
+        """Keep back what re-timing, the search and whole networks will take."""
         workloads = len({layer.workload.digest for layer in self.layers})
-        measuring = (plans + 1) * (1.2 * rounds * latency_s + 1.0)
-        self.budget.reserve(plans * self.build_s + measuring + _RETIME_S * workloads)
+        searching = _SEARCH_S
+        if self.data is not None:
+            searching = max(_SEARCH_S, _SEARCH_SHARE * (self.budget.seconds or 0.0))
+        retiming = 0.0 if self.runner.simulated else _RETIME_S * workloads
+        self.budget.reserve(reserved_s(self.wholes, self.score_s) + searching, retiming)
+
+    def _keep_so_far(self, plan: Plan, told: str) -> None:
+        """What can be exported while the exploration goes on."""
+        self._kept_s = self.budget.elapsed_s
+        before = SoFar.load(self.folder)
+        if before is None or not before.whole:  # of an earlier part that was interrupted
+            told = f"the exploration was not over: {told}"
+            SoFar(plan=plan, told=told, seconds=self._kept_s).save(self.folder)
 
     def _check_baseline(self) -> Measurement:
         job = self._job(self.baseline)
@@ -207,7 +264,13 @@ class _Exploration:
                 "the start: the device drifted, kernels measured far apart compare badly"
             )
 
-    def _evaluator(self, pool: BuildPool) -> KernelEvaluator:
+    def _pool(self, stack: ExitStack) -> BuildPool | RayPool:
+        """Who builds kernels: locally one core measures, building on it would show in figures."""
+        if self.cluster is not None:
+            return stack.enter_context(RayPool(self.cluster))
+        return stack.enter_context(BuildPool(_local_workers(self.request)))
+
+    def _evaluator(self, pool: BuildPool | RayPool) -> KernelEvaluator:
         return KernelEvaluator(
             target=self.context.target, target_key=self.context.target_key,
             device=recorded_key(self.request.tracker, self.runner), manners=self.request.manners,
@@ -248,7 +311,8 @@ class _Exploration:
             data_source=self.data.source if self.data else None,
             metric=request.metric, metric_digest=self.metric.fingerprint,
             calibration=request.calibration, equalise=request.equalise,
-            bias_correction=request.bias_correction, skip=tuple(sorted(set(request.skip))),
+            bias_correction=request.bias_correction, prune_method=request.pruning,
+            skip=tuple(sorted(set(request.skip))),
             max_accuracy_drop=request.max_accuracy_drop,
             max_weights=request.max_weights, max_arena=request.max_arena,
             schedules={e.name: e.fingerprint for e in entries if e.origin != "built-in"},
@@ -262,6 +326,11 @@ class _Exploration:
         self.compression = None
         if self.data is None or self.scorer is None:
             return options
+        if self.request.pruning == "reconstruction":
+            self.progress.stage("prune")
+            self.context, told = reconstructed(self.context, self.data.calibration, options)
+            self.simulator = Simulator(self.context.network, load_target("host"))
+            self.notes += told
         self.progress.stage("calibrate")
         self.compression = Compression.prepare(
             self.context, self.data, self.metric, self.request, options
@@ -334,6 +403,8 @@ class _Exploration:
             done, total, best_us=best, baseline_us=baseline, seconds_left=self.budget.left_s
         )
         elapsed = round(self.budget.elapsed_s, 3)
+        if best is not None and elapsed - self._kept_s > _SO_FAR_S:
+            self._keep_so_far(tuning.plan(self.context, self.request.seed), tuning.told())
         self.folder.append_curve(
             {
                 "elapsed_s": elapsed,
@@ -345,10 +416,10 @@ class _Exploration:
 
     def _search(
         self, tuned: Sequence[Tuned], costs: dict[ConversionKey, float], options: Options
-    ) -> list[tuple[str, Plan]]:
-        """The baseline and the plans worth building, by name."""
+    ) -> Found:
+        """The plans worth building."""
         self.progress.stage("search")
-        context, seed, compression = self.context, self.request.seed, self.compression
+        context, compression = self.context, self.compression
         self.table = TunedTable(
             context, tuned, costs, packed_sizes(tuned, context.target), options,
             compression.drop if compression else no_drop,
@@ -358,47 +429,41 @@ class _Exploration:
             self.table.table.baseline
         )
         arena = self.baseline.build.arena_bytes
-        found = search(context, self.table, costs, self.request, compression, elsewhere, arena)
+        found = search(
+            context, self.table, costs, self.request, compression, elsewhere, arena, self.cluster
+        )
         self.notes += found.describe()
-        plans = [("baseline", self.baseline.plan)]
-        seen = {self.baseline.plan.digest}
-        for assignment in found.assignments:
-            note = f"explored by tvmx, seed {seed}"
-            plan = self.table.plan(assignment, seed, note)
-            plan = compression.complete(plan) if compression else plan
-            if plan.digest not in seen:
-                seen.add(plan.digest)
-                plans.append((f"plan{len(plans)}", plan))
-        return plans
+        choices = self.table.choices(self.request.seed)
+        if compression is not None:
+            choices = choices.model_copy(update=compression.constants())
+        choices.save(self.folder.work / CHOICES)
+        return found
 
     def _build(self, name: str, plan: Plan) -> BuiltPlan:
-        self.folder.save_plan(name, plan)
         c = self.context
+        save_weights(self.folder.save_plan(name, plan).parent, plan, c.network)
         return build_plan(name, plan, c.network, c.registry, c.target, self.folder.work)
 
-    def _whole(self, plans: list[tuple[str, Plan]], tuning: KernelTuning) -> ExploreResult:
-        self.progress.stage("build")
-        built = [self.baseline]
-        for name, plan in plans[1:]:
-            built.append(self._build(name, plan))
-            self.progress.update(
-                len(built), len(plans), best_us=None, baseline_us=None,
-                seconds_left=self.budget.left_s,
-            )  # fmt: skip
-        self.progress.stage("measure")
+    def _whole(self, found: Found, tuning: KernelTuning) -> ExploreResult:
+        wholes = self.wholes
+        ending = Ending(
+            self.request, self.context, self.folder, self.budget, self.progress, self.table,
+            self.compression, self.scorer, wholes, found, self.whole_lessons, self.notes,
+            self.score_s,
+        )  # fmt: skip
+        ending.measure_plans()
         self._repeat_baseline()
-        jobs = [self._job(b) for b in built]
-        measured = self.runner.compare(jobs, _ROUNDS, TimingPolicy.careful())
-        if not measured[0].ok:
-            self._check_baseline()
-            raise MeasureError(f"the baseline failed beside the others: {measured[0].message}")
+        measured = ending.compare()
+        built = [self.baseline, *wholes.built]
+        self.progress.stage("score")
         outcome = Outcome(
             self.request, self.context, self.runner, self.reference, self.table, self.scorer,
-            self.notes,
+            self.notes, self.scores,
         )  # fmt: skip
         self.notes += device_notes(self.runner)
-        candidates = outcome.candidates(built, measured, jobs)
+        candidates = outcome.candidates(built, measured, [self._job(b) for b in built])
         best, memory = outcome.best(candidates), outcome.best_memory(candidates)
+        reference = reference_of(candidates[0], self.request.max_accuracy_drop)
         result = ExploreResult(
             run=str(self.request.out), model=str(self.request.model),
             target=self.context.target.name, device=self.runner.identity,
@@ -410,6 +475,9 @@ class _Exploration:
             layers=outcome.layers(built, candidates[best], candidates[memory]),
             measurements=tuning.trials, failures=self.evaluator.failed,
             seconds=self.budget.elapsed_s, reference=self.reference.name, notes=self.notes,
+            front=front_of(candidates), hypervolume=dominated_share(candidates, reference),
+            reference_point=reference, phases=self.progress.seconds,
+            hardware=self.evaluator.counts() | {"whole plans": wholes.timed},
         )  # fmt: skip
         self.evaluator.clear()
         self.folder.save_result(result.model_dump(mode="json"))

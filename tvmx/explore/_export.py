@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tvmx.deploy import Figure, Manifest, Sizes, TensorSpec, installed_versions, write_bundle
 from tvmx.errors import RunMismatchError, StoreError, UsageError
 from tvmx.explore._context import Context
 from tvmx.explore._golden import Golden, load_golden
+from tvmx.explore._pick import pick_candidate
+from tvmx.explore._prune_weights import with_weights
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
+from tvmx.explore._so_far import SoFar
 from tvmx.explore._whole import SIMULATION, BuiltPlan, as_reference, build_plan, rtol_of
 from tvmx.ir import DataSource, Plan
 from tvmx.passes import baseline_plan, check_replay, transfer_plan
@@ -36,6 +41,7 @@ def build_bundle(
     else:
         chosen = Plan.load(plan)
         check_replay(chosen, context.network, context.registry)
+        context = replace(context, network=with_weights(plan.parent, chosen, context.network))
         if chosen.target != context.target.name:
             raise UsageError(
                 f"{plan} was made for target {chosen.target!r}, not {context.target.name!r}",
@@ -55,26 +61,20 @@ def export_run(
 ) -> BundleSummary:  # fmt: skip
     """Write a bundle of an explored run's candidate.
 
-    ``pick`` is ``best``, ``memory`` (least weights plus arena), ``baseline`` or an index into
-    the result's candidates. For another target than the explored one precision, sparsity and
-    templates are kept, configs are that target's defaults, and the manifest says it was not
-    measured there.
+    ``pick`` is ``best``, ``memory`` (least weights plus arena), ``baseline``, an index into the
+    result's candidates, or a rule (:class:`tvmx.explore._pick.Rule`). While the run is not over,
+    and where it was interrupted, ``best`` is the best plan so far. For another target than the
+    explored one precision, sparsity and templates are kept, configs are that target's defaults, and
+    the manifest says it was not measured there.
 
     Raises:
-        StoreError: ``run`` is no run, or has no result yet.
+        StoreError: ``run`` is no run, or has nothing to export yet.
         UsageError: no such candidate.
         RunMismatchError: the model file has changed since.
     """
     progress = progress or Silent()
     folder = Run.load(run)
-    outcome = folder.result()
-    if outcome is None:
-        raise StoreError(
-            f"run {run} has no result yet",
-            hint=f"run the same `tvmx explore ... --out {run}` again",
-        )
-    result = ExploreResult.model_validate(outcome)
-    candidate = _pick(result, pick)
+    chosen = _chosen(folder, pick)
     settings = folder.settings
     progress.stage("import")
     paths = [Path(p) for p in settings.schedule_paths] + list(schedules)
@@ -89,19 +89,62 @@ def export_run(
             f"(digest {context.model.digest}, then {settings.model})",
             hint="explore again, or restore the model file",
         )
-    plan = folder.plan(candidate.name)
+    plan, notes = chosen.plan, chosen.notes
     check_replay(plan, context.network, context.registry)
-    same = context.target.name == result.target
-    notes = list(result.notes)
+    network = with_weights(folder.plan_folder, plan, context.network)
+    context = replace(context, network=network)
+    same = context.target.name == settings.target
     if not same:
         plan = transfer_plan(plan, context.network, context.registry, context.target)
-        notes = [f"not measured on this target; explored on {result.target}"]
-    figures = _figures(result, candidate) if same else ()
-    measured = same and not result.simulated
+        notes = [f"not measured on this target; explored on {settings.target}"]
+    figures = chosen.figures if same else ()
+    measured = same and chosen.measured
     return _write(
         context, plan, load_golden(folder), out, figures, notes, measured, progress,
         settings.data_source,
     )  # fmt: skip
+
+
+class _Chosen(NamedTuple):
+    """What to export of a run; ``measured`` whole, on a real device."""
+
+    plan: Plan
+    notes: list[str]
+    figures: tuple[Figure, ...]
+    measured: bool
+
+
+def _chosen(folder: Run, pick: str) -> _Chosen:
+    outcome = folder.result()
+    if outcome is None:
+        return _so_far(folder, pick)
+    result = ExploreResult.model_validate(outcome)
+    candidate = pick_candidate(result, pick)
+    plan = folder.plan(candidate.name)
+    if plan.digest != candidate.plan:
+        raise StoreError(
+            f"run {folder.path} is being explored again: its {candidate.name} is another plan now",
+            hint="export again when that `tvmx explore` has ended",
+        )
+    figures = _figures(result, candidate)
+    return _Chosen(plan, list(result.notes), figures, not result.simulated)
+
+
+def _so_far(folder: Run, pick: str) -> _Chosen:
+    """The best plan of a run that is not over."""
+    found = SoFar.load(folder)
+    again = f"`tvmx explore ... --out {folder.path}` goes on with it"
+    if found is None:
+        raise StoreError(
+            f"run {folder.path} has no result yet, and its baseline was not measured", hint=again
+        )
+    if pick != "best":
+        raise StoreError(
+            f"run {folder.path} has no result yet to pick {pick!r} from; --pick best exports the "
+            "best plan so far",
+            hint=again,
+        )
+    return _Chosen(found.plan, [found.told], (), measured=False)
 
 
 def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:
@@ -113,22 +156,6 @@ def _golden_of(context: Context, plan: Plan, golden: Golden) -> Golden:
     simulator = Simulator(context.network, load_target("host"))
     ordered = [golden.inputs[spec.name] for spec in context.model.inputs]
     return Golden(golden.inputs, simulator.expected(plan, ordered), SIMULATION)
-
-
-def _pick(result: ExploreResult, pick: str) -> CandidateSummary:
-    count = len(result.candidates)
-    if pick == "best":
-        return result.candidates[result.best]
-    if pick == "baseline":
-        return result.candidates[result.baseline]
-    if pick == "memory":
-        return result.candidates[result.best_memory]
-    if pick.isdecimal() and int(pick) < count:
-        return result.candidates[int(pick)]
-    names = ", ".join(f"{i} {c.name}" for i, c in enumerate(result.candidates))
-    raise UsageError(
-        f"no candidate {pick!r} in the run ({names})", hint="--pick best|memory|baseline|INDEX"
-    )
 
 
 def _figures(result: ExploreResult, c: CandidateSummary) -> tuple[Figure, ...]:

@@ -1,4 +1,4 @@
-"""What the knob tuner learns from earlier runs: their kernels' loop nests and latencies."""
+"""What earlier runs teach: kernels the knob tuner, whole plans the search."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tvmx.errors import UsageError
-from tvmx.measure import Manners
+from tvmx.measure import Manners, Measurement
+from tvmx.search import Sample
 from tvmx.store import JOURNAL, Journal, MeasurementRecord
+
+WHOLE = "whole:"
+"""How the journal's workload names of whole plans begin; the plan's digest follows."""
+
+PREDICTED = "predicted_us"
+"""Beside its terms, what the cost table promised for a whole plan."""
 
 
 def lessons(
@@ -43,8 +50,38 @@ def lessons(
                 f"{manners.cache} caches that could teach",
                 hint="leave it out, or name a run with the same --target and --threads",
             )
-        found |= useful
+        found |= {
+            line: record
+            for line, record in useful.items()
+            if not record.key.workload.startswith(WHOLE)
+        }
     return tuple(sorted(found.values(), key=lambda record: (record.timestamp, record.line())))
+
+
+def whole_lessons(runs: Sequence[Path], target_key: str, manners: Manners) -> tuple[Sample, ...]:
+    """What other runs on this target found of whole plans, to correct cost tables by.
+
+    ``runs`` as for :func:`lessons`, which has refused those that hold nothing. Raises JournalError.
+    """
+    journals = [run / JOURNAL if run.is_dir() else run for run in runs]
+    found = {
+        record.line(): record
+        for path in journals
+        for record in Journal(path).records()
+        if record.key.workload.startswith(WHOLE) and _alike(record, target_key, manners)
+    }
+    samples = [whole_sample(record) for _, record in sorted(found.items())]
+    return tuple(sample for sample in samples if sample is not None)
+
+
+def whole_sample(record: MeasurementRecord) -> Sample | None:
+    """A whole plan's record as a sample; None for failures and for final comparisons."""
+    measurement = Measurement.model_validate(record.measurement)
+    features = record.features
+    if features is None or PREDICTED not in features or measurement.median_us is None:
+        return None
+    terms = {name: value for name, value in features.items() if name != PREDICTED}
+    return Sample(features[PREDICTED], measurement.median_us, terms)
 
 
 def _alike(record: MeasurementRecord, target_key: str, manners: Manners) -> bool:

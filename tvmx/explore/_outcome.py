@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tvmx.accuracy import drop
+from tvmx.accuracy import Score, drop
 from tvmx.errors import LimitError
 from tvmx.explore._accuracy import Scorer
 from tvmx.explore._context import Context
@@ -23,7 +23,8 @@ from tvmx.measure import Measurement, NetworkJob, Paired, Runner, compare_measur
 class Outcome:
     """What measured candidates amount to. ``notes`` collects what a reader must know.
 
-    ``scorer`` scores whole plans on data that no choice has seen; None without data.
+    ``scorer`` scores whole plans on data that no choice has seen; None without data. ``scores`` are
+    those known, by the plan's digest.
     """
 
     request: ExploreRequest
@@ -33,6 +34,7 @@ class Outcome:
     table: TunedTable
     scorer: Scorer | None
     notes: list[str]
+    scores: dict[str, Score] = field(default_factory=dict)
     pairs: list[Paired] = field(default_factory=list)
 
     def candidates(
@@ -131,7 +133,9 @@ class Outcome:
     ) -> CandidateSummary:
         assert m.median_us is not None and m.spread_us is not None
         scorer, build = self.scorer, built.build
-        found = scorer(self.runner, network_job(built, dict(job.inputs))) if scorer else None
+        found = self.scores.get(built.plan.digest)
+        if found is None and scorer is not None:
+            found = scorer(self.runner, network_job(built, dict(job.inputs)))
         lost = drop(scorer.reference, found) if scorer and found else None
         return CandidateSummary(
             name=built.name, plan=built.plan.digest, latency_us=m.median_us,
@@ -144,7 +148,7 @@ class Outcome:
             if as_reference(built.plan, self.context.network.graph)
             else SIMULATION,
             meets=self._meets(lost, build.weights_bytes, build.arena_bytes),
-            layers=_kinds(built.plan),
+            layers=kinds(built.plan),
         )  # fmt: skip
 
     def _meets(self, lost: float | None, weights: int, arena: int) -> bool:
@@ -156,7 +160,7 @@ class Outcome:
         )
 
 
-def _kinds(plan: Plan) -> dict[str, int]:
+def kinds(plan: Plan) -> dict[str, int]:
     """How many layers have which precision and sparsity."""
     labels = []
     for choice in plan.choices:

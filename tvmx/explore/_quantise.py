@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
-
-import numpy as np
 
 from tvmx.accuracy import (
     DEFAULT_METRIC,
@@ -18,22 +15,26 @@ from tvmx.accuracy import (
     load_metric,
     spread,
 )
-from tvmx.errors import DataError, UsageError
+from tvmx.errors import UsageError
 from tvmx.explore._compress import Compression
 from tvmx.explore._context import Context
 from tvmx.explore._cut import curve_length, cut_plan, find_cut, int8_of
 from tvmx.explore._quantise_report import Findings, report
 from tvmx.explore._quantise_request import MethodFigures, QuantiseRequest, QuantiseResult
 from tvmx.explore._request import Calibration, ExploreRequest, Progress, Silent
+from tvmx.explore._study import (
+    HELD_OUT_S,
+    PLAN,
+    REPORT,
+    VISIBLE_S,
+    check_classes,
+    counted,
+    write_study,
+)
 from tvmx.explore._subsets import Subsets
 from tvmx.ir import Implementation
-from tvmx.store import make_folder, write_atomic
 
 _METHODS: tuple[Calibration, ...] = get_args(Calibration)
-REPORT, PLAN = "report.json", "plan.json"
-
-_VISIBLE_S = 60.0  # for what choices are made on, where the samples are not given
-_HELD_OUT_S = 20.0
 
 
 def quantise(request: QuantiseRequest, progress: Progress | None = None) -> QuantiseResult:
@@ -68,10 +69,11 @@ class _Study:
             request.data, self.context.model.inputs, request.seed, request.preprocess
         )
         self.metric = load_metric(request.metric) if request.metric else DEFAULT_METRIC
-        self._check_classes()
+        if not request.metric:
+            check_classes(self.context.model, self.data, self.metric)
         methods = self._calibrate()
         self.progress.stage("sensitivity")
-        effects = self.subsets.alone(self.visible, self._counted(len(self.int8)))
+        effects = self.subsets.alone(self.visible, counted(self.progress, len(self.int8)))
         ranked = sorted(effects, key=lambda at: (-effects[at].points, effects[at].output_db, at))
         self.progress.stage("cut")
         cut = find_cut(
@@ -87,21 +89,6 @@ class _Study:
         )  # fmt: skip
         result = report(found, time.monotonic() - self.started)
         return result if request.out is None else self._write(result, found)
-
-    def _check_classes(self) -> None:
-        """Outputs that the default metric cannot score are told before minutes of calibration."""
-        shape = self.context.model.outputs[0].shape
-        if self.request.metric or len(shape) < 2:
-            return
-        zeros = np.zeros((1, *shape[1:]), np.float32)
-        for half in (self.data.visible, self.data.held_out):
-            highest = None if half.labels is None else half.labels.max(keepdims=True)
-            try:
-                self.metric.score(zeros, labels=highest, reference=zeros)
-            except DataError as err:
-                own = "score it by a metric of your own: --metric MODULE:FUNCTION"
-                hint = own if half.labels is None else err.hint
-                raise DataError(err.message, hint=hint) from err
 
     def _can_be_int8(self) -> dict[int, Implementation]:
         """By layer index the int8 implementation that stands for all: they compute the same."""
@@ -125,7 +112,7 @@ class _Study:
             self.visible = self._visible(0)
             return []
         found: list[tuple[MethodFigures, Subsets]] = []
-        count = self._counted(len(_METHODS))
+        count = counted(self.progress, len(_METHODS))
         for method in _METHODS:
             self.subsets = self._compress(method)
             if not found:
@@ -157,7 +144,7 @@ class _Study:
         behind = {la.index: sum(x.workload.macs for x in layers[la.index :]) for la in layers}
         alone = sum(behind[at] for at in self.int8) / max(1, total)
         runs = alone + curve_length(len(self.int8)) + methods
-        return self._some(self.data.visible, runs, _VISIBLE_S)
+        return self._some(self.data.visible, runs, VISIBLE_S)
 
     def _some(self, samples: Samples, runs: float, seconds: float) -> Samples:
         """As many as were asked for, or as there is time for."""
@@ -167,25 +154,15 @@ class _Study:
 
     def _held_out(self, cut: Sequence[int]) -> tuple[Effect, Effect]:
         """Effects of all layers int8 and of the cut's, on samples that no choice has seen."""
-        samples = self._some(self.data.held_out, 3, _HELD_OUT_S)
+        samples = self._some(self.data.held_out, 3, HELD_OUT_S)
         whole = self.subsets.effect(self.int8, samples)
         same = len(cut) == len(self.int8)
         return whole, whole if same else self.subsets.effect(cut, samples)
 
-    def _counted(self, total: int) -> Callable[[int], None]:
-        """Each call is one more of ``total`` steps of the stage."""
-        done = itertools.count(1)
-        return lambda _: self.progress.update(
-            next(done), total, best_us=None, baseline_us=None, seconds_left=None
-        )
-
     def _write(self, result: QuantiseResult, found: Findings) -> QuantiseResult:
-        """The plan first: a report names a plan that is there."""
         assert self.request.out is not None
         out = self.request.out
         plan = cut_plan(self.context, self.options, found.int8_layers, self.request.seed)
-        make_folder(out)
-        write_atomic(out / PLAN, found.compression.complete(plan).model_dump_json(indent=1) + "\n")
         written = result.model_copy(update={"plan": str(out / PLAN), "report": str(out / REPORT)})
-        write_atomic(out / REPORT, written.model_dump_json(indent=1) + "\n")
+        write_study(out, found.compression.complete(plan), written)
         return written

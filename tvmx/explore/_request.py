@@ -12,6 +12,7 @@ from tvmx.measure import DeviceAddress, Manners
 
 Objective = Literal["latency", "arena", "weights"]
 Calibration = Literal["percentile", "minmax", "average", "kl", "mse"]
+PruneMethod = Literal["magnitude", "reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class ExploreRequest:
     (``module:function``; None means top-1 with labels, else agreement); ``max_weights`` and
     ``max_arena`` bound the best plan's bytes. ``calibration`` is how int8 ranges are found;
     ``equalise`` scales channels of neighbouring layers to like ranges before, ``bias_correction``
-    takes what int8 adds to a channel's mean off its bias. ``skip`` are globs: layers whose names
-    match one are never int8.
+    takes what int8 adds to a channel's mean off its bias. ``prune_method`` is how layers are
+    pruned: by magnitude, or reconstructed on the calibration samples wherever that is better.
+    ``skip`` are globs: layers whose names match one are never int8.
     ``agent`` (of :data:`tvmx.search.AGENTS`, or ``policy``) chooses on the cost table; None is the
     best one for what is asked, or that of the file ``policy``.
     ``data`` is an npz file, a folder of images (prepared as the file ``preprocess`` says) or
     ``module:function``. ``manners`` say how the devices are used: cores, deadlines, patience.
     ``learn_from`` are folders of earlier runs that the knob tuner starts from. ``prefilter``:
-    candidates whose inner loop llvm-mca finds slow are not measured.
+    candidates whose inner loop llvm-mca finds slow are not measured. ``ray`` is the address of a
+    Ray cluster that builds kernels and plays the agent's episodes (``local``: one of its own).
     """
 
     model: Path
@@ -49,6 +52,7 @@ class ExploreRequest:
     calibration: Calibration = "percentile"
     equalise: bool = False
     bias_correction: bool = False
+    prune_method: PruneMethod = "reconstruction"
     skip: tuple[str, ...] = ()
     max_accuracy_drop: float = 1.0
     max_weights: int | None = None
@@ -60,8 +64,14 @@ class ExploreRequest:
     schedules: tuple[Path, ...] = ()
     learn_from: tuple[Path, ...] = ()
     prefilter: bool = False
+    ray: str | None = None
     seed: int = 0
     fresh: bool = False
+
+    @property
+    def pruning(self) -> PruneMethod:
+        """How layers are pruned; without data none is."""
+        return self.prune_method if self.data is not None else "magnitude"
 
     @property
     def threads(self) -> int:
@@ -144,6 +154,11 @@ class ExploreResult(BaseModel):
     were measured, ``devices`` who measured the kernels, ``deadlines`` what each phase could take,
     ``simulated`` by which model (empty: on real devices);
     ``notes`` is what a reader must know.
+
+    ``front`` are the candidates that no other one dominates in latency, weights, arena and accuracy
+    drop. ``hypervolume`` is the share that it dominates of the box from 0 to ``reference_point``:
+    1.1 times the baseline, and the points that may be lost. ``phases`` are the seconds of each
+    stage, ``hardware`` counts what the device timed: ``measurements`` are kernels that were tuned.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -168,6 +183,11 @@ class ExploreResult(BaseModel):
     seconds: float
     reference: str
     notes: list[str]
+    front: list[int] = Field(default_factory=list)
+    hypervolume: float = 0.0
+    reference_point: dict[str, float] = Field(default_factory=dict)
+    phases: dict[str, float] = Field(default_factory=dict)
+    hardware: dict[str, int] = Field(default_factory=dict)
 
 
 class BundleSummary(BaseModel):

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvmx.errors import UsageError
+from tvmx.explore._rollouts import SEEDED, SEEDS, ArenaEstimate, Rollout, spread_out
 from tvmx.explore._table import ConversionKey, TunedTable
 from tvmx.explore._walk import estimate_arena
 from tvmx.search import (
     Budgets,
-    DeployEnv,
+    Correction,
     GraphBorderWalk,
-    TopCandidates,
     choose_agent,
     make_agent,
     pick_memory,
     plan_us,
     settle,
     solve_exact,
+    walk_of,
 )
 
 if TYPE_CHECKING:
+    from tvmx.build import RayCluster
     from tvmx.explore._compress import Compression
     from tvmx.explore._context import Context
     from tvmx.explore._request import ExploreRequest
     from tvmx.ir import NetworkGraph
 
 KEPT = 5
-"""How many plans besides the baseline are built whole, at the most."""
+"""How many plans besides the baseline are built whole where only trials bound the run."""
 _FROM_AGENT = 2
+_POOL = 32  # of the agent's plans: what a correction may choose from
+_WORTH_HALVING = 1.1  # the fastest plan's weights over the smallest's: is there a middle?
 _EPISODES_PER_LAYER = 40
 _MAX_EPISODES = 2000
 _TRIES = 6
@@ -43,10 +47,22 @@ Assignment = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """Assignments worth building, best first, and what the table promises for them."""
+    """Assignments worth building, and what the table promises for them.
 
-    assignments: list[Assignment]
+    ``required`` come first, in this order; then those of ``others`` that look best, going by
+    ``latency`` (us, by the table) and what was learnt from plans that were measured. Of ``others``
+    what is not ``lossless`` is to be passed by: that simulates it, on data choices may see.
+    ``corrected`` is the optimum of a corrected table, None where there is none; ``drop`` the points
+    that an assignment loses by simulation, where that is known.
+    """
+
+    required: list[Assignment]
+    others: list[Assignment]
     notes: list[str]
+    latency: Callable[[Assignment], float]
+    lossless: Callable[[Assignment], bool]
+    corrected: Callable[[Correction, bool], Assignment | None]
+    drop: Callable[[Assignment], float | None]
 
     def describe(self) -> list[str]:
         """Lines for the result's notes."""
@@ -62,7 +78,7 @@ def agent_name(request: ExploreRequest) -> str:
 def search(
     context: Context, table: TunedTable, costs: Mapping[ConversionKey, float],
     request: ExploreRequest, compression: Compression | None, weights_elsewhere: int,
-    baseline_arena: int,
+    baseline_arena: int, cluster: RayCluster | None = None,
 ) -> Found:  # fmt: skip
     """Train the agent on the table under the limits; add the exact optimum and the smallest plan.
 
@@ -70,60 +86,97 @@ def search(
     ``baseline_arena`` the planned arena of the baseline, which scales the estimates. Where the
     visible half shows that a plan's layers together lose more than each alone promised, the
     accuracy budget is tightened and the search repeated. The tuned baseline's templates are
-    always among the results.
+    always among what is required. On a ``cluster`` the agent plays from several seeds.
     """
     sizes = (weights_elsewhere, baseline_arena)
-    return _Search(context, table, costs, request, compression, sizes).run()
+    return _Search(context, table, costs, request, compression, sizes, cluster).run()
 
 
 class _Search:
     def __init__(
         self, context: Context, table: TunedTable, costs: Mapping[ConversionKey, float],
         request: ExploreRequest, compression: Compression | None, sizes: tuple[int, int],
+        cluster: RayCluster | None,
     ) -> None:  # fmt: skip
         self._graph: NetworkGraph = context.network.graph
         self._table, self._request, self._compression = table, request, compression
         self._covered = [layer.index for layer in table.layers]
-        self._costs = costs
+        self._costs, self._cluster = costs, cluster
         self._elsewhere, built = sizes
         estimated = estimate_arena(self._graph, table.chosen(table.table.baseline))
-        self._arena_scale = built / max(1, estimated)
+        pairs = zip(self._covered, table.table.layers, strict=True)
+        options = {index: costs.implementations for index, costs in pairs}
+        self._arena = ArenaEstimate(self._graph, options, built / max(1, estimated))
         self._limit = request.max_accuracy_drop
         self._joint: dict[Assignment, float] = {}
         self._notes: list[str] = []
 
     def run(self) -> Found:
+        """Where the arena counts, or weights are the objective, figures of us choose nothing."""
         request = self._request
-        found = [*self._agent(), self._within(self._exact)]
-        if self._compression is not None:
-            found.append(self._within(self._smallest))
-        found.append(tuple(self._table.table.baseline))
-        distinct = [a for a in dict.fromkeys(found) if a is not None]
+        agents, pool = self._agent()
+        exact = self._within(self._exact)
+        smallest = None if self._compression is None else self._within(self._smallest)
+        tuned = tuple(self._table.table.baseline)
         if request.objective == "latency" and request.max_arena is None:
-            distinct.sort(key=self._latency)
-        return Found(distinct[: KEPT + 1], self._notes)
-
-    def _agent(self) -> list[Assignment | None]:
-        """The agent's best plans; those that lose too much together are left out."""
-        env = DeployEnv(
-            self._table.table, self._walk(), objective=self._request.objective,
-            arena_bytes=self._arena, budgets=self._budgets(self._limit),
+            fastest = sorted((a for a in (*agents, exact) if a is not None), key=self._latency)
+            required = _distinct([*fastest[:1], smallest, tuned])
+            others = _distinct([*fastest, self._halfway(fastest[:1], smallest), *pool])
+        else:
+            required, others = _distinct([*agents, exact, smallest, tuned])[:KEPT], []
+        others = [a for a in others if a not in required]
+        return Found(
+            required, others, self._notes, self._latency, self._lossless, self._corrected,
+            self._joint.get,
         )  # fmt: skip
+
+    def _halfway(
+        self, fastest: Sequence[Assignment], smallest: Assignment | None
+    ) -> Assignment | None:
+        """The fastest plan with weights between those of the fastest and the smallest."""
+        if smallest is None or not fastest:
+            return None
+        most, least = (self._table.table.weights_bytes(a) for a in (fastest[0], smallest))
+        if most < _WORTH_HALVING * least:
+            return None
+
+        def solve(limit: float) -> Assignment:
+            budgets = replace(self._budgets(limit), max_weights_bytes=(most + least) // 2)
+            return solve_exact(self._table.table, self._walk(), budgets).actions
+
+        return self._within(solve)
+
+    def _corrected(self, correction: Correction, cold: bool) -> Assignment | None:
+        """The optimum of the table with what was learnt from whole plans in its figures."""
+        table = correction.applied(self._table.table, cold=cold)
+        try:
+            found = solve_exact(table, walk_of(table), self._budgets(self._limit)).actions
+        except UsageError:
+            return None
+        return found if self._lossless(found) else None
+
+    def _agent(self) -> tuple[list[Assignment], list[Assignment]]:
+        """The agent's best plans, without those that lose too much together; more, unchecked."""
         name = agent_name(self._request)
         agent = make_agent(name, self._request.policy)
         episodes = min(
             agent.affordable or _MAX_EPISODES, _MAX_EPISODES,
             200 + _EPISODES_PER_LAYER * len(self._covered),
         )  # fmt: skip
-        top = TopCandidates(_FROM_AGENT)
-        agent.train(env, episodes, self._request.seed, on_episode=top)
-        found = [c.actions for c in top.best()]
+        played = Rollout(
+            self._table.table, name, self._request.policy, episodes, self._request.seed, _POOL,
+            self._request.objective, self._budgets(self._limit), self._arena,
+        )  # fmt: skip
+        seeds = SEEDS if self._cluster is not None and name in SEEDED else 1
+        found = [c.actions for c in spread_out(played, seeds, self._cluster)]
+        tuned_us = self._latency(tuple(self._table.table.baseline))
         self._notes.append(
-            f"cost table: baseline templates tuned {env.baseline_us:.0f} us, best of agent {name} "
+            f"cost table: baseline templates tuned {tuned_us:.0f} us, best of agent {name} "
             f"after {episodes} episodes {self._compared(found)}"
+            + (f" (from {seeds} seeds)" if seeds > 1 else "")
         )
-        plans = [self._settled(actions) for actions in found]
-        return [plan for plan in plans if self._lossless(plan)]
+        plans = [self._settled(actions) for actions in found[:_FROM_AGENT]]
+        return [plan for plan in plans if self._lossless(plan)], found
 
     def _compared(self, found: Sequence[Assignment]) -> str:
         """The agent's best plan beside the optimum of the table, where that can be had."""
@@ -210,12 +263,13 @@ class _Search:
             max_arena_bytes=request.max_arena,
         )
 
-    def _arena(self, assignment: Sequence[int]) -> int:
-        return int(self._arena_scale * estimate_arena(self._graph, self._table.chosen(assignment)))
-
     def _latency(self, assignment: Sequence[int]) -> float:
         """What the table promises, in us."""
         return plan_us(self._table.table, self._walk(), tuple(assignment))
 
     def _walk(self) -> GraphBorderWalk:
         return GraphBorderWalk(self._graph, self._covered, self._costs)
+
+
+def _distinct(assignments: Sequence[Assignment | None]) -> list[Assignment]:
+    return [a for a in dict.fromkeys(assignments) if a is not None]

@@ -11,14 +11,11 @@ from tvmx.accuracy import (
     Samples,
     layer_effects,
     plan_effects,
-    spread,
 )
 from tvmx.explore._compress import Compression
+from tvmx.explore._study import affordable
 from tvmx.ir import Implementation
 from tvmx.passes import Simulator
-
-_FEWEST = 16
-_PROBE_S = 0.5
 
 
 class Subsets:
@@ -57,14 +54,7 @@ class Subsets:
         They are evenly spread.
         """
         first = self._compression.context.model.inputs[0].shape
-        probe = spread(samples, first[0] if first else 1)
-        self._run_s(probe)  # compiles
-        taken = self._run_s(probe)
-        while taken < _PROBE_S and len(probe) < len(samples):  # many at once take less each
-            probe = spread(samples, 4 * len(probe))
-            taken = self._run_s(probe)
-        wanted = seconds * len(probe) / max(1e-9, taken * runs)
-        return spread(samples, max(_FEWEST, int(wanted)))
+        return affordable(samples, first[0] if first else 1, self._run_s, runs, seconds)
 
     def _run_s(self, samples: Samples) -> float:
         """Seconds of all int8 layers, from the float network's values."""

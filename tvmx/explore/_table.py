@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmx.errors import MeasureError
+from tvmx.explore._choices import Choices
 from tvmx.explore._evaluate import Task
 from tvmx.explore._tuning import Tuned
 from tvmx.ir import (
@@ -17,7 +18,7 @@ from tvmx.ir import (
     Plan,
     transition_key,
 )
-from tvmx.passes import choose, versions
+from tvmx.passes import choose, named, versions
 from tvmx.search import target_features
 
 if TYPE_CHECKING:
@@ -73,9 +74,20 @@ class TunedTable:
             seed=seed, versions=versions(), note=note,
         )  # fmt: skip
 
+    def choices(self, seed: int) -> Choices:
+        """The plans of all assignments; not yet calibrated."""
+        return Choices(
+            model=self._context.model.digest, target=self._context.target.name, seed=seed,
+            versions=versions(),
+            layers=tuple(
+                tuple(self._choice(la, tuned) for tuned in self.options(la)) for la in self.layers
+            ),
+        )  # fmt: skip
+
     def _choice(self, layer: Layer, tuned: Tuned) -> LayerChoice:
         target = self._context.target
-        return choose(tuned.task.entry, layer, target, tuned.best, tuned.task.implementation)
+        entry, how = tuned.task.entry, tuned.task.implementation
+        return named(choose(entry, layer, target, tuned.best, how), self._context.network)
 
     def _costs(self, layer: Layer, sizes: Mapping[Task, int]) -> LayerCosts:
         options = self.options(layer)

@@ -7,15 +7,20 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tvmx.build import BuildResult
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
-from tvmx.ir import Config
+from tvmx.ir import Config, Plan
 from tvmx.measure import Measurement, compare_measured
+from tvmx.passes import choose, versions
 from tvmx.store import MeasurementRecord
 from tvmx.targets import Target
 from tvmx.tune import BudgetAllocator, KnobTuner, Ranker, TuningState
+
+if TYPE_CHECKING:
+    from tvmx.explore._context import Context
 
 _BATCH = 8
 _BATCHES_AHEAD = 2
@@ -130,14 +135,17 @@ class KernelTuning:
         for tuned in self.tuned:
             tuned.idle = tuned.task not in tasks
         self._ahead = None
-        self._pipeline(self._next_batch)
+        self._pipeline(self._next_batch, bounded=True)
 
     def retime(self) -> None:
         """Decide each task between its default and its fastest configs, side by side.
 
-        A config that does not beat the default beyond the spread gives way to it.
+        A config that does not beat the default beyond the spread gives way to it. Ends early where
+        the budget's seconds do.
         """
         for tuned in self.tuned:
+            if self.budget.retiming_over:
+                return
             variant = tuned.task.variant
             rivals = [t.best_us for t in self.tuned if t.best_us and t.task.variant == variant]
             if tuned.best_us is None or tuned.best_us > _RETIMED_WITHIN * min(rivals):
@@ -161,6 +169,29 @@ class KernelTuning:
         if any(t.default_us is None for t in firsts):
             return None
         return sum((t.default_us or 0.0) * self.uses[t.task.workload.digest] for t in firsts)
+
+    def plan(self, context: Context, seed: int) -> Plan:
+        """The baseline's templates at the fastest configs so far: nothing that changes numbers."""
+        firsts = {t.task.workload.digest: t for t in self._firsts()}
+        choices = []
+        for layer in context.covered:
+            tuned = firsts[layer.workload.digest]
+            task = tuned.task
+            choices.append(
+                choose(task.entry, layer, context.target, tuned.best, task.implementation)
+            )
+        return Plan(
+            model=context.model.digest, target=context.target.name, choices=tuple(choices),
+            seed=seed, versions=versions(), note=f"the fastest kernels of {self.trials} so far",
+        )  # fmt: skip
+
+    def told(self) -> str:
+        """What :meth:`plan` is, for a bundle's notes."""
+        best, default = self.best_estimate_us(), self.default_estimate_us()
+        told = f"the baseline's templates, tuned on {self.trials} kernels, not measured whole"
+        if best is None or default is None:
+            return told
+        return f"{told} (kernels alone: at best {best:.0f} us of {default:.0f} us)"
 
     def _sum(self, value: Callable[[Tuned], float | None]) -> float | None:
         total = 0.0
@@ -188,7 +219,7 @@ class KernelTuning:
             chosen = [queue.popleft() for _ in range(min(room, len(queue)))]
             return [(t, config) for t in chosen for config in t.tuner.propose(1)]
 
-        self._pipeline(batch)
+        self._pipeline(batch, bounded=bounded)
 
     def _next_batch(self) -> list[tuple[Tuned, Config]]:
         """The next batch, and the descriptions for the one behind it on their way.
@@ -238,8 +269,13 @@ class KernelTuning:
             finished=finished,
         )
 
-    def _pipeline(self, next_batch: Callable[[], list[tuple[Tuned, Config]]]) -> None:
-        """Keep builds of the next batches running while one batch is measured."""
+    def _pipeline(
+        self, next_batch: Callable[[], list[tuple[Tuned, Config]]], *, bounded: bool
+    ) -> None:
+        """Keep builds of the next batches running while one batch is measured.
+
+        ``bounded``: what is not measured when the time is over is given up.
+        """
         flying: deque[list[tuple[Tuned, Pending]]] = deque()
         exhausted = False
         while True:
@@ -250,6 +286,9 @@ class KernelTuning:
                 if batch:
                     flying.append([(t, self.evaluator.submit(t.task, c)) for t, c in batch])
             if not flying:
+                return
+            if bounded and self.budget.time_over:
+                self._started -= sum(map(len, flying))
                 return
             done = flying.popleft()
             results = self.evaluator.finish([pending for _, pending in done])

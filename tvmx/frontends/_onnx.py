@@ -10,6 +10,7 @@ from tvmx.frontends._digest import content_digest
 from tvmx.frontends._onnx_check import read_model
 from tvmx.frontends._onnx_prepare import prepare
 from tvmx.frontends._onnx_shapes import resolve_inputs
+from tvmx.frontends._reason import quoted
 from tvmx.ir import Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def onnx_digest(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
 def _import(
     proto: onnx.ModelProto, inputs: tuple[TensorSpec, ...], path: Path, digest: str
 ) -> Model:
-    from tvmx.frontends._onnx_import import import_graph, reason_of
+    from tvmx.frontends._onnx_import import import_graph
     from tvmx.passes._canonicalise import canonicalise
 
     mod, outputs, sources = import_graph(proto, inputs, path)
@@ -47,7 +48,7 @@ def _import(
     except TvmxError:
         raise
     except Exception as err:  # constants that do not fit each other
-        raise ModelError(f"{path}: its operators do not fit together: {reason_of(err)}") from err
+        raise ModelError(f"{path}: its operators do not fit together ({quoted(err)})") from err
     names = {binding.var.name for block in mod["main"].body.blocks for binding in block.bindings}
     return Model(
         mod=mod,

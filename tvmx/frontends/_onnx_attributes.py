@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from tvmx._tvm import tvm
+from tvmx.frontends._reason import RuleError
 
 
 def array(expr: Any) -> Any:
@@ -25,10 +26,10 @@ def text(attrs: dict[str, Any], name: str, default: str) -> str:
 
 
 def axis_of(attrs: dict[str, Any], rank: int, default: int) -> int:
-    """The attribute ``axis`` from 0 on. Raises ValueError outside the rank."""
+    """The attribute ``axis`` from 0 on. Raises RuleError outside the rank."""
     axis = int(attrs.get("axis", default))
     if not -rank <= axis < rank:
-        raise ValueError(f"axis {axis} of a tensor with {rank} axes")
+        raise RuleError(f"axis {axis} of a tensor with {rank} axes")
     return axis % rank
 
 
@@ -39,14 +40,14 @@ def reduced_axes(
     if from_input and inputs[1] is not None:
         value = array(inputs[1])
         if value is None:
-            raise ValueError("its axes are computed from the network's inputs")
+            raise RuleError("its axes are computed from the network's inputs")
         given = [int(axis) for axis in value.reshape(-1)]
     else:
         given = list(attrs.get("axes", ())) if not from_input else []
     if not given:
         return None if attrs.get("noop_with_empty_axes", 0) else list(range(rank))
     if not all(-rank <= axis < rank for axis in given):
-        raise ValueError(f"axes {given} of a tensor with {rank} axes")
+        raise RuleError(f"axes {given} of a tensor with {rank} axes")
     return sorted({axis % rank for axis in given})
 
 

@@ -19,6 +19,7 @@ from tvmx.frontends._onnx_ops import (
     operator_key,
     refusal,
 )
+from tvmx.frontends._reason import quoted
 from tvmx.frontends._refused import refuse_operators
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def check_graph(proto: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(skeleton(proto))
     except Exception as err:  # the checker's C++ exceptions have no common base
         raise CorruptModelError(
-            f"{path} is no valid ONNX model: {_first_line(err)}",
+            f"{path} is no valid ONNX model: {_said(err)}",
             hint="onnx.checker.check_model shows the details; export the model again",
         ) from err
 
@@ -223,6 +224,10 @@ def _shaped(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     return copy
 
 
-def _first_line(err: BaseException) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__
+def _said(err: BaseException) -> str:
+    """The checker's sentence; of any other error its kind too."""
+    import onnx
+
+    _, _, sentence = quoted(err).partition(": ")
+    checkers = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+    return sentence if isinstance(err, checkers) and sentence else quoted(err)

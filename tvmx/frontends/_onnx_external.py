@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def _file(tensor: onnx.TensorProto, path: Path) -> Path:
         inside, there = file.is_relative_to(folder), file.is_file()
     except (ValueError, OSError, RuntimeError) as err:  # a NUL, too long, links in a circle
         raise CorruptModelError(
-            f"{path}: weight {tensor.name!r} is in a file of an impossible name: {err}"
+            f"{path}: weight {tensor.name!r} is in a file of an impossible name: {location[:80]!r}"
         ) from err
     if not location or Path(location).is_absolute() or not inside:
         raise ModelError(
@@ -78,11 +79,8 @@ def _read(tensor: onnx.TensorProto, file: Path, path: Path) -> bytes:
     """The bytes of one weight, as many as its shape asks for."""
     where = f"{path}: weight {tensor.name!r} cannot be read from {file}"
     entries = _entries(tensor)
-    try:
-        offset, stated = int(entries.get("offset") or 0), int(entries.get("length") or 0)
-        needed = _bytes_of(tensor)
-    except ValueError as err:
-        raise CorruptModelError(f"{where}: {err}") from err
+    offset, stated = (_number(entries, key, where) for key in ("offset", "length"))
+    needed = _bytes_of(tensor, where)
     if stated and stated != needed:
         raise CorruptModelError(f"{where}: its shape takes {needed} bytes, it states {stated}")
     try:
@@ -99,19 +97,26 @@ def _read(tensor: onnx.TensorProto, file: Path, path: Path) -> bytes:
         raise CorruptModelError(f"{where}: {err.strerror}") from err
 
 
-def _bytes_of(tensor: onnx.TensorProto) -> int:
+def _number(entries: dict[str, str], key: str, where: str) -> int:
+    text = entries.get(key) or "0"
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise CorruptModelError(f"{where}: its {key} is {text[:80]!r}, not a number of bytes")
+    return int(text)
+
+
+def _bytes_of(tensor: onnx.TensorProto, where: str) -> int:
     from onnx import TensorProto, helper
 
     four_bits = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
     count = int(math.prod(tensor.dims))
     if min(tensor.dims, default=0) < 0:
-        raise ValueError(f"its shape is {tuple(tensor.dims)}")
+        raise CorruptModelError(f"{where}: its shape is {tuple(tensor.dims)}")
     if tensor.data_type in four_bits:
         return (count + 1) // 2
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError:
-        raise ValueError(f"its element type is number {tensor.data_type}") from None
+        raise CorruptModelError(f"{where}: its element type is number {tensor.data_type}") from None
     if dtype.hasobject:
-        raise ValueError("texts are not kept in other files")
+        raise CorruptModelError(f"{where}: texts are not kept in other files")
     return count * int(dtype.itemsize)

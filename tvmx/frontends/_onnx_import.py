@@ -18,6 +18,7 @@ from tvmx.frontends._names import identifier
 from tvmx.frontends._onnx_check import opset_of
 from tvmx.frontends._onnx_rules import RULES
 from tvmx.frontends._onnx_shapes import MOST_ELEMENTS
+from tvmx.frontends._reason import quoted, reason_of
 from tvmx.ir import SourceNode, TensorSpec
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
             return super()._parse_array(tensor_proto)
         except Exception as err:
             raise CorruptModelError(
-                f"{self._path}: weight {tensor_proto.name!r} is damaged: {reason_of(err)}",
+                f"{self._path}: weight {tensor_proto.name!r} is damaged ({quoted(err)})",
                 hint="export or copy the file again",
             ) from err
 
@@ -277,9 +278,3 @@ def _outputs(proto: onnx.ModelProto, mod: Any, path: Path) -> tuple[TensorSpec, 
             raise ModelShapeError(f"{path}: output {value.name!r} is empty: its shape is {shape}")
         specs.append(TensorSpec(value.name, shape, str(ty.dtype)))
     return tuple(specs)
-
-
-def reason_of(err: BaseException) -> str:
-    """What an exception of TVM's says, on one line."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(err).__name__

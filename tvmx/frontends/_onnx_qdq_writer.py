@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tvmx.errors import CorruptModelError, ModelError
 from tvmx.frontends._onnx_check import opset_of
 from tvmx.frontends._onnx_types import element_types
+from tvmx.frontends._reason import quoted
 
 if TYPE_CHECKING:
     import onnx
@@ -150,7 +151,9 @@ class QdqWriter:
             try:
                 self._arrays[name] = numpy_helper.to_array(self._tensors[name])
             except Exception as err:  # numpy and onnx raise many kinds for damaged bytes
-                raise self.corrupt(node, f"reads {name!r}, which is damaged: {err}") from err
+                raise self.corrupt(
+                    node, f"reads {name!r}, which is damaged ({quoted(err)})"
+                ) from err
         return self._arrays.get(name)
 
     def shape(self, name: str) -> tuple[int, ...] | None:

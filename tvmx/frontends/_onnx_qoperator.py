@@ -16,6 +16,7 @@ from tvmx.frontends._onnx_movers import move, note_params
 from tvmx.frontends._onnx_ops import DEFAULT_DOMAINS, QOPERATOR, operator_key
 from tvmx.frontends._onnx_qdq_writer import QdqWriter
 from tvmx.frontends._onnx_qlinear_rules import RULES, check_conv_integer
+from tvmx.frontends._reason import quoted
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,7 @@ def _raise_opset(proto: onnx.ModelProto, path: Path) -> None:
     except Exception as err:  # the converter's C++ exceptions have no common base
         raise ModelError(
             f"{path} uses ONNX opset {opset_of(proto)}, and quantised operators need {_OPSET}; "
-            f"it cannot be converted: {str(err).strip().splitlines()[0][:200]}",
+            f"it cannot be converted ({quoted(err)})",
             hint=f"export the network with opset {_OPSET} or later and quantise it again",
         ) from err
     graph, held = proto.graph, {i.name for i in proto.graph.initializer}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tvmx._tvm import relax
 from tvmx.frontends._onnx_attributes import array, ints, text
+from tvmx.frontends._reason import RuleError
 
 Array = npt.NDArray[Any]
 _MOST_TAPS = 64
@@ -35,7 +36,7 @@ class Sampling:
     def positions(
         self, size: int, out: int, scale: float, roi: tuple[float, float]
     ) -> npt.NDArray[np.float64]:
-        """Where each element of an axis comes from. Raises ValueError for an unknown mode."""
+        """Where each element of an axis comes from. Raises RuleError for an unknown mode."""
         i, width = np.arange(out, dtype=np.float64), scale * size
         half = (i + 0.5) / scale - 0.5
         match self.coordinates:
@@ -53,7 +54,7 @@ class Sampling:
                 start, span = roi[0] * (size - 1), (roi[1] - roi[0]) * (size - 1)
                 steps = i * span / (width - 1) if width != 1 else np.full(out, span / 2)
                 return start + steps
-        raise ValueError(f"coordinate_transformation_mode {self.coordinates!r}")
+        raise RuleError(f"coordinate_transformation_mode {self.coordinates!r}")
 
     def taps(
         self, positions: npt.NDArray[np.float64], size: int, scale: float
@@ -72,11 +73,11 @@ class Sampling:
     def _footprint(self, scale: float) -> tuple[int, int]:
         reach = {"nearest": 1, "linear": 1, "cubic": 2}.get(self.mode)
         if reach is None:
-            raise ValueError(f"mode {self.mode!r}")
+            raise RuleError(f"mode {self.mode!r}")
         if self.antialias and self.mode != "nearest":
             first = math.floor(-reach / min(scale, 1.0)) + 1
             if 2 - 2 * first > _MOST_TAPS:
-                raise ValueError(f"an antialiasing filter over {2 - 2 * first} elements")
+                raise RuleError(f"an antialiasing filter over {2 - 2 * first} elements")
             return first, 2 - 2 * first
         return 1 - reach, 2 * reach
 
@@ -104,7 +105,7 @@ class Sampling:
             case "ceil":
                 right = ratio > 0
             case _:
-                raise ValueError(f"nearest_mode {self.rounding!r}")
+                raise RuleError(f"nearest_mode {self.rounding!r}")
         return np.stack([~right, right]).astype(np.float64)
 
 
@@ -147,7 +148,7 @@ def _constant(expr: Any) -> Array | None:
         return None
     value = array(expr)
     if value is None:
-        raise ValueError("its sizes, scales or region are computed from the network's inputs")
+        raise RuleError("its sizes, scales or region are computed from the network's inputs")
     return np.asarray(value, np.float64)
 
 
@@ -158,7 +159,7 @@ def _aspect(
     if policy in ("", "stretch"):
         return scales, sizes
     if policy not in ("not_larger", "not_smaller"):
-        raise ValueError(f"keep_aspect_ratio_policy {policy!r}")
+        raise RuleError(f"keep_aspect_ratio_policy {policy!r}")
     scale = scales.min() if policy == "not_larger" else scales.max()
     kept = np.floor(np.array([shape[axis] for axis in axes]) * scale + 0.5)
     return np.full(len(axes), scale), kept
@@ -170,9 +171,9 @@ def _resized(
 ) -> Any:  # fmt: skip
     shape = list(ints(data.ty.shape))
     if scales is None or len(scales) != len(axes):
-        raise ValueError(f"it needs one scale or size for each of {len(axes)} axes")
+        raise RuleError(f"it needs one scale or size for each of {len(axes)} axes")
     if not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise ValueError(f"it scales by {scales.tolist()}")
+        raise RuleError(f"it scales by {scales.tolist()}")
     rank, result, outside = len(shape), data, np.zeros((1,) * len(shape), bool)
     for index, axis in enumerate(axes):
         scale = float(scales[index])
@@ -180,7 +181,7 @@ def _resized(
         out = math.floor(size * scale) if sizes is None else int(sizes[index])
         region = (float(roi[index]), float(roi[index + len(axes)])) if roi is not None else (0, 1)
         if not out > 0 or math.prod(shape) // size * out > _MOST_ELEMENTS:
-            raise ValueError(f"it scales {size} elements to {out}")
+            raise RuleError(f"it scales {size} elements to {out}")
         if out == size and scale == 1 and roi is None:
             continue
         positions = sampling.positions(size, out, scale, region)
@@ -206,7 +207,7 @@ def _weighted(data: Any, dtype: str, axis: int, rank: int, indices: Array, weigh
         chosen = indices[weights.argmax(axis=0), np.arange(indices.shape[1])]
         return relax.op.take(data, relax.const(chosen), axis, mode="clip")
     if not dtype.startswith("float"):
-        raise ValueError(f"it interpolates elements of type {dtype}")
+        raise RuleError(f"it interpolates elements of type {dtype}")
     terms = [
         relax.op.multiply(
             relax.op.take(data, relax.const(at), axis, mode="clip"),

@@ -30,6 +30,7 @@ from tvmx.frontends import _onnx_rules_more as more
 from tvmx.frontends._onnx_attributes import array as _array
 from tvmx.frontends._onnx_attributes import ints as _ints
 from tvmx.frontends._onnx_resize import resize, upsample
+from tvmx.frontends._reason import RuleError
 
 Rule = Callable[[list[Any], dict[str, Any], int], Any]
 
@@ -122,7 +123,7 @@ def _dropout(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     if len(inputs) > 2 and inputs[2] is not None:
         training = _array(inputs[2])
         if training is None or bool(training):
-            raise ValueError("dropout in training mode; export the network in evaluation mode")
+            raise RuleError("dropout in training mode; export the network in evaluation mode")
     if attrs["tvm_custom"]["num_outputs"] > 1:
         mask = relax.op.ones(_ints(inputs[0].ty.shape), "bool")
         return relax.Tuple([inputs[0], mask])
@@ -149,15 +150,21 @@ def _explicit_padding(inputs: list[Any], attrs: dict[str, Any], opset: int) -> A
             after.append(large if mode == b"SAME_UPPER" else small)
         attrs["pads"] = (*before, *after)
     elif mode != b"NOTSET":
-        raise ValueError(f"auto_pad {mode.decode(errors='replace')!r} is none of ONNX's modes")
+        raise RuleError(f"auto_pad {mode.decode(errors='replace')!r} is none of ONNX's modes")
     return None
+
+
+def _max_pool(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    if attrs["tvm_custom"]["num_outputs"] > 1:
+        raise RuleError("its second result, the places of the maxima, is not supported")
+    return _explicit_padding(inputs, attrs, opset)
 
 
 def _conv_integer(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     _explicit_padding(inputs, attrs, opset)
     rank = len(inputs[0].ty.shape) - 2
     if rank not in (1, 2, 3):
-        raise ValueError(f"a convolution over {rank} dimensions")
+        raise RuleError(f"a convolution over {rank} dimensions")
     data, weight = (relax.op.astype(part, "int32") for part in inputs[:2])
     if inputs[2] is not None:
         zero = relax.op.reshape(inputs[2], ())
@@ -189,6 +196,7 @@ def _dynamic_quantize(inputs: list[Any], attrs: dict[str, Any], opset: int) -> A
 
 
 RULES: dict[str, Rule] = {
+    "AffineGrid": more.affine_grid,
     "AveragePool": _explicit_padding,
     "Clip": _clip,
     "Conv": _explicit_padding,
@@ -205,7 +213,7 @@ RULES: dict[str, Rule] = {
     "IsInf": more.is_inf,
     "LpNormalization": more.lp_normalization,
     "Max": _variadic(relax.op.maximum),
-    "MaxPool": _explicit_padding,
+    "MaxPool": _max_pool,
     "Mean": _mean,
     "Min": _variadic(relax.op.minimum),
     "Mod": more.modulo,
@@ -222,8 +230,10 @@ RULES: dict[str, Rule] = {
     "ScatterND": index.scatter_nd,
     "Slice": index.slice_attributes,
     "SpaceToDepth": more.space_to_depth,
+    "Squeeze": more.axes_list,
     "Sum": _variadic(relax.op.add),
     "TopK": index.top_k,
+    "Unsqueeze": more.axes_list,
     "Upsample": upsample,
 }
 """ONNX operator type -> converter."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from tvmx._tvm import relax
 from tvmx.frontends._onnx_attributes import array, axis_of, elements, ints, text
+from tvmx.frontends._reason import RuleError
 
 op = relax.op
 _MOST_PAIRS = 1 << 28
@@ -22,12 +23,12 @@ _MOST_PAIRS = 1 << 28
 
 
 def _bounded(indices: Any, extents: Any) -> Any:
-    """Indices from 0 on; ``extents`` broadcasts against them. Raises ValueError."""
+    """Indices from 0 on; ``extents`` broadcasts against them. Raises RuleError."""
     limits, value = np.asarray(extents, np.int64), array(indices)
     if value is not None:
         value = value.astype(np.int64)
         if not ((value >= -limits) & (value < limits)).all():
-            raise ValueError(f"an index is outside {limits.reshape(-1).tolist()}")
+            raise RuleError(f"an index is outside {limits.reshape(-1).tolist()}")
         return relax.const(np.where(value < 0, value + limits, value), "int64")
     at, limit = op.astype(indices, "int64"), relax.const(limits, "int64")
     at = op.where(op.less(at, _int(0)), op.add(at, limit), at)
@@ -56,7 +57,7 @@ def gather_elements(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any
     if len(counts) != len(shape) or any(
         c > n for a, (c, n) in enumerate(zip(counts, shape, strict=True)) if a != axis
     ):
-        raise ValueError(f"indices {counts} into {shape}")
+        raise RuleError(f"indices {counts} into {shape}")
     return op.gather_elements(data, _bounded(inputs[1], shape[axis]), axis)
 
 
@@ -72,7 +73,7 @@ def scatter_nd(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     shape, counts = ints(inputs[0].ty.shape), ints(inputs[1].ty.shape)
     extents = _coordinates(shape, counts, 0)
     if ints(inputs[2].ty.shape) != (*counts[:-1], *shape[counts[-1] :]):
-        raise ValueError(f"updates {ints(inputs[2].ty.shape)} at indices {counts} into {shape}")
+        raise RuleError(f"updates {ints(inputs[2].ty.shape)} at indices {counts} into {shape}")
     reduction = text(attrs, "reduction", "none")
     how = {"none": "update"}.get(reduction, reduction)
     return op.scatter_nd(inputs[0], _bounded(inputs[1], extents), inputs[2], how)
@@ -82,7 +83,7 @@ def _coordinates(shape: tuple[int, ...], counts: tuple[int, ...], batch: int) ->
     """Sizes of the axes that coordinates of this shape stand for."""
     depth = counts[-1] if counts else 0
     if not 0 < depth <= len(shape) - batch or counts[:batch] != shape[:batch] or batch < 0:
-        raise ValueError(f"indices {counts} into {shape}")
+        raise RuleError(f"indices {counts} into {shape}")
     return shape[batch : batch + depth]
 
 
@@ -98,10 +99,10 @@ def one_hot(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     """By comparing: negative indices count from the end, others outside give nothing."""
     indices, depth, values = inputs[0], array(inputs[1]), inputs[2]
     if depth is None or depth.size != 1:
-        raise ValueError("its depth is computed from the network's inputs")
+        raise RuleError("its depth is computed from the network's inputs")
     shape, size = ints(indices.ty.shape), int(depth.reshape(()))
     if size < 1 or math.prod(shape) * size > _MOST_PAIRS:
-        raise ValueError(f"a depth of {size}")
+        raise RuleError(f"a depth of {size}")
     axis = axis_of(attrs, len(shape) + 1, -1)
     at = op.expand_dims(op.astype(indices, "int64"), [axis])
     at = op.where(op.less(at, _int(0)), op.add(at, _int(size)), at)
@@ -117,10 +118,10 @@ def top_k(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     axis = axis_of(attrs, rank, -1)
     given = np.array(attrs["k"]) if opset < 10 else array(inputs[1])
     if given is None or given.size != 1:
-        raise ValueError("its k is computed from the network's inputs")
+        raise RuleError("its k is computed from the network's inputs")
     count, size = int(given.reshape(())), shape[axis]
     if not 0 < count <= size or elements(shape) * size > _MOST_PAIRS:
-        raise ValueError(f"the first {count} of {size} elements")
+        raise RuleError(f"the first {count} of {size} elements")
     order = [*(a for a in range(rank) if a != axis), axis]
     rows = op.permute_dims(data, order) if axis != rank - 1 else data
     here, other = op.expand_dims(rows, [rank]), op.expand_dims(rows, [rank - 1])
@@ -148,13 +149,13 @@ def scatter_elements(inputs: list[Any], attrs: dict[str, Any], opset: int) -> An
     dtype, axis = str(data.ty.dtype), axis_of(attrs, len(shape), 0)
     size, rank = shape[axis], len(shape)
     if len(counts) != rank or math.prod(shape) * counts[axis] > _MOST_PAIRS:
-        raise ValueError(f"indices {tuple(counts)} into {shape}")
+        raise RuleError(f"indices {tuple(counts)} into {shape}")
     at = op.astype(indices, "int64")
     at = op.where(op.less(at, _int(0)), op.add(at, _int(size)), at)
     for other in (a for a in range(rank) if a != axis):
         missing = [*counts[:other], shape[other] - counts[other], *counts[other + 1 :]]
         if missing[other] < 0:
-            raise ValueError(f"indices {tuple(counts)} into {shape}")
+            raise RuleError(f"indices {tuple(counts)} into {shape}")
         if missing[other]:
             at = op.concat([at, op.full(missing, _int(-1), "int64")], other)
             blank = op.full(missing, relax.const(0, dtype), dtype)
@@ -181,7 +182,7 @@ def scatter_elements(inputs: list[Any], attrs: dict[str, Any], opset: int) -> An
             return op.maximum(data, op.max(op.where(hit, spread, lowest), [axis + 1]))
         case "min":
             return op.minimum(data, op.min(op.where(hit, spread, highest), [axis + 1]))
-    raise ValueError(f"reduction {text(attrs, 'reduction', 'none')!r}")
+    raise RuleError(f"reduction {text(attrs, 'reduction', 'none')!r}")
 
 
 def _limits(dtype: str) -> tuple[Any, Any]:

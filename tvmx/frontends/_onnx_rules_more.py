@@ -5,7 +5,8 @@
   finite number);
 * Pow takes any pair of types, IsInf its attributes, Mod of floats the sign of the divisor;
 * RMSNormalization over all axes, LpNormalization, SpaceToDepth by columns and rows first;
-* ConvTranspose with ``output_shape``.
+* ConvTranspose with ``output_shape``; AffineGrid;
+* Squeeze and Unsqueeze take a scalar for a list of one axis, as ONNX's own functions write it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import numpy as np
 
 from tvmx._tvm import relax
 from tvmx.frontends._onnx_attributes import array, axis_of, ints, reduced_axes, text
+from tvmx.frontends._reason import RuleError
+from tvmx.passes._dataflow import const
 
 op = relax.op
+_MOST_PLACES = 1 << 24  # of a grid
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -27,7 +31,7 @@ def _cumulative(step: Any, start: int) -> Any:
         data, shape = inputs[0], list(ints(inputs[0].ty.shape))
         given = array(inputs[1])
         if given is None or given.size != 1:
-            raise ValueError("its axis is computed from the network's inputs")
+            raise RuleError("its axis is computed from the network's inputs")
         axis = axis_of({"axis": int(given.reshape(()))}, len(shape), 0)
         size, dtype = shape[axis], str(data.ty.dtype)
         result = op.flip(data, axis) if attrs.get("reverse", 0) else data
@@ -120,7 +124,7 @@ def lp_normalization(inputs: list[Any], attrs: dict[str, Any], opset: int) -> An
     data, dtype = inputs[0], str(inputs[0].ty.dtype)
     axis, p = axis_of(attrs, len(data.ty.shape), -1), attrs.get("p", 2)
     if p not in (1, 2):
-        raise ValueError(f"a norm of order {p}")
+        raise RuleError(f"a norm of order {p}")
     norm = op.sum(op.abs(data) if p == 1 else op.multiply(data, data), [axis], True)
     norm = op.sqrt(norm) if p == 2 else norm
     nothing = op.equal(norm, relax.const(0, dtype))
@@ -130,7 +134,7 @@ def lp_normalization(inputs: list[Any], attrs: dict[str, Any], opset: int) -> An
 def roi_align(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     """Averages are left to TVM; its maxima are those of interpolated points, not of ONNX's."""
     if text(attrs, "mode", "avg") != "avg":
-        raise ValueError(f"mode {text(attrs, 'mode', 'avg')!r}; only averages can be imported")
+        raise RuleError(f"mode {text(attrs, 'mode', 'avg')!r}; only averages can be imported")
     return None
 
 
@@ -139,7 +143,7 @@ def space_to_depth(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
     data, block = inputs[0], attrs["blocksize"]
     n, c, h, w = ints(data.ty.shape)
     if block < 1 or h % block or w % block:
-        raise ValueError(f"blocks of {block} in an image of {h} x {w}")
+        raise RuleError(f"blocks of {block} in an image of {h} x {w}")
     parts = op.reshape(data, [n, c, h // block, block, w // block, block])
     columns_first = text(attrs, "mode", "DCR") == "CRD"
     parts = op.permute_dims(parts, [0, 1, 3, 5, 2, 4] if columns_first else [0, 3, 5, 1, 2, 4])
@@ -167,6 +171,37 @@ def conv_transpose(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
         after.append(large if mode == "SAME_UPPER" else small)
     attrs["pads"], attrs["output_padding"] = (*before, *after), tuple(more)
     return None
+
+
+def axes_list(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    """One axis alone becomes a list of one in place; the node itself is left to TVM."""
+    given = array(inputs[1]) if opset >= 13 and len(inputs) > 1 else None
+    if given is not None and given.ndim == 0:
+        inputs[1] = const(given.reshape(1))
+    return None
+
+
+def affine_grid(inputs: list[Any], attrs: dict[str, Any], opset: int) -> Any:
+    """The places of the pixels, which are known, times the matrices."""
+    theta, given = inputs[0], array(inputs[1])
+    if given is None:
+        raise RuleError("its size is computed from the network's inputs")
+    sizes = [int(size) for size in given.reshape(-1)]
+    rank, matrices = len(sizes) - 2, ints(theta.ty.shape)
+    usable = min(sizes, default=0) > 0 and math.prod(sizes) <= _MOST_PLACES
+    if rank not in (2, 3) or not usable or matrices != (sizes[0], rank, rank + 1):
+        raise RuleError(f"a grid of size {sizes} by matrices of shape {matrices}")
+    inner = attrs.get("align_corners", 0) == 0
+    axes = [(2 * np.arange(n) + 1) / n - 1 if inner else _from_edge_to_edge(n) for n in sizes[2:]]
+    # The last axis is x, which the matrices have first.
+    places = [*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(sizes[2:])]
+    points = np.stack([place.reshape(-1) for place in places], 1).astype(np.float32)
+    moved = op.matmul(const(points), op.permute_dims(theta, [0, 2, 1]))
+    return op.reshape(moved, [sizes[0], *sizes[2:], rank])
+
+
+def _from_edge_to_edge(count: int) -> Any:
+    return np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
 
 
 cum_sum, cum_prod = _cumulative(op.add, 0), _cumulative(op.multiply, 1)

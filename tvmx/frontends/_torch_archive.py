@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmx.errors import CorruptModelError, ModelError, TvmxError, UsageError
+from tvmx.frontends._reason import quoted
 
 EXPORT_HINT = (
     "where the module's class is at hand, export it:\n"
@@ -29,6 +30,8 @@ _OLD_HINT = (
     "save it again with torch 2.9 or later: torch.export.save(torch.export.load(old), 'model.pt2')"
 )
 _PICKLES = ("data.pkl", "constants.pkl")
+_STUMBLES = (LookupError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile,
+             RuntimeError, OSError)  # fmt: skip
 DTYPES = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32",
     8: "float64", 9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
@@ -90,17 +93,8 @@ def damage(path: Path) -> Iterator[None]:
         yield
     except TvmxError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, EOFError) as err:
-        raise CorruptModelError(
-            f"{path} is damaged: {type(err).__name__}: {_short(err)}", hint=_AGAIN
-        ) from err
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as err:
-        raise CorruptModelError(f"{path} is damaged: {_short(err)}", hint=_AGAIN) from err
-
-
-def _short(err: BaseException) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0][:200] if lines else type(err).__name__
+    except _STUMBLES as err:
+        raise CorruptModelError(f"{path} is damaged ({quoted(err)})", hint=_AGAIN) from err
 
 
 def refuse_pickle(path: Path) -> None:

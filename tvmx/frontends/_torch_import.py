@@ -11,9 +11,10 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from tvmx._tvm import relax, tvm
 from tvmx.errors import ModelError, TvmxError
 from tvmx.frontends._names import identifier
+from tvmx.frontends._reason import RuleError, quoted, reason_of
 from tvmx.frontends._refused import refuse_operators
 from tvmx.frontends._torch_ops import refusal
-from tvmx.frontends._torch_program import Array, quiet, reason
+from tvmx.frontends._torch_program import Array, quiet
 from tvmx.frontends._torch_rules import RULES
 from tvmx.ir import SourceNode, TensorSpec
 
@@ -42,7 +43,7 @@ def import_program(
             core = program.run_decompositions()
         except Exception as err:  # torch's shape functions raise whatever they like
             raise ModelError(
-                f"{path}: torch cannot break the program into core operators: {reason(err)}",
+                f"{path}: torch cannot break the program into core operators: {quoted(err)}",
                 hint="export the model again with this version of torch",
             ) from err
         importer = _Importer(sources, outputs, path)
@@ -79,7 +80,7 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
             node = self._current
             where = f"node {self._source(node).name!r} ({_op(node)})" if node else "the graph"
             raise ModelError(
-                f"{self._path}: {where} cannot be imported: {reason(err)}",
+                f"{self._path}: {where} cannot be imported: {reason_of(err)}",
                 hint="build the module from other operators, or report this node",
             ) from err
 
@@ -127,7 +128,7 @@ class _Importer(ExportedProgramImporter):  # type: ignore[misc]
                     self._fed.add(node)
                 self.env[node] = self.convert_map[node.target.__name__](node)
             elif node.op != "output":
-                raise ValueError(f"a {node.op} in the graph")
+                raise RuleError(f"a {node.op} in the graph")
         self._current = None
         return [self.env[value] for value in self._results(core, nodes[-1].args[0])]
 

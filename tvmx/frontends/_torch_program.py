@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from tvmx.errors import CorruptModelError
+from tvmx.frontends._reason import quoted
 from tvmx.frontends._torch_archive import TorchArchive
 from tvmx.frontends._torch_clean import clean_document, clean_payloads
 from tvmx.frontends._torch_quantised import is_quantising
@@ -51,7 +52,7 @@ def load_program(
             return torch.export.load(data), sources
         except Exception as err:  # the reader's own errors have no common base
             raise CorruptModelError(
-                f"{archive.path} cannot be read by torch {torch.__version__}: {reason(err)}",
+                f"{archive.path} cannot be read by torch {torch.__version__}: {quoted(err)}",
                 hint="export the model with this version of torch",
             ) from err
 
@@ -110,9 +111,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def reason(err: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(err).__name__

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx._tvm import relax
+from tvmx.frontends._reason import RuleError
 from tvmx.frontends._torch_quantised import RANGES, is_scale
 
 Array = npt.NDArray[Any]
@@ -69,7 +70,7 @@ def dequantise(importer: Any, node: Any) -> Any:
         return _per_tensor(importer, node).dequantised(importer.block_builder, data)
     scales, zeros = (_params(importer, arg) for arg in node.args[1:3])
     if not all(map(is_scale, scales.tolist())):
-        raise ValueError("a scale is no positive finite number")
+        raise RuleError("a scale is no positive finite number")
     limits = RANGES.get(str(values.dtype))
     if limits is None or not ((limits[0] <= zeros) & (zeros <= limits[1])).all():
         # Nothing a layer computes with as integers: a bias of int32, say.
@@ -79,7 +80,7 @@ def dequantise(importer: Any, node: Any) -> Any:
     if max(scales.size, zeros.size) == 1:
         params = tuple(relax.const(p.value.numpy().reshape(())) for p in params)
     elif {scales.size, zeros.size} != {values.shape[axis]}:
-        raise ValueError(f"{scales.size} scales and {zeros.size} zero points for {values.shape}")
+        raise RuleError(f"{scales.size} scales and {zeros.size} zero points for {values.shape}")
     call = relax.op.dequantize(relax.const(values), *params, axis=axis)
     return importer.block_builder.emit(call)
 
@@ -88,9 +89,9 @@ def _per_tensor(importer: Any, node: Any) -> _Params:
     scale, zero = (_params(importer, arg) for arg in node.args[1:3])
     low, high, dtype = node.args[3:6]
     if scale.size * zero.size != 1 or not is_scale(float(scale[0])):
-        raise ValueError(f"the scale {scale.tolist()} is no positive finite number")
+        raise RuleError(f"the scale {scale.tolist()} is no positive finite number")
     if not low <= int(zero[0]) <= high:
-        raise ValueError(f"the zero point {zero.tolist()} is outside of {low} to {high}")
+        raise RuleError(f"the zero point {zero.tolist()} is outside of {low} to {high}")
     name = str(dtype).removeprefix("torch.")
     return _Params(float(scale[0]), int(zero[0]), low, high, name)
 

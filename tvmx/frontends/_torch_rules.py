@@ -1,7 +1,7 @@
 """Converters that replace TVM's where its result is not what torch computes, or is missing.
 
 Each takes the importer and the node of the decomposed graph and returns a Relax expression, or
-None to leave the node to TVM. What cannot be said exactly is refused with ValueError:
+None to leave the node to TVM. What cannot be said exactly is refused with RuleError:
 
 * pools: an empty stride is the kernel's size; indices and divisors of one's own are refused
   (TVM makes the indices zero and overlooks the divisor),
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvmx._tvm import relax
+from tvmx.frontends._reason import RuleError
 from tvmx.frontends._torch_quantised_rules import dequantise, quantise
 
 Rule = Callable[[Any, Any], Any]
@@ -46,12 +47,12 @@ def _pair(values: Any) -> tuple[int, int]:
 def _without_indices(node: Any) -> None:
     for user in node.users:
         if user.args[1] == 1 and user.users:
-            raise ValueError("the positions of the maxima are used, and only the values are known")
+            raise RuleError("the positions of the maxima are used, and only the values are known")
 
 
 def _avg_pool(importer: Any, node: Any) -> Any:
     if _arguments(node)["divisor_override"] is not None:
-        raise ValueError("divisor_override is not supported")
+        raise RuleError("divisor_override is not supported")
     return None
 
 
@@ -79,7 +80,7 @@ def _adaptive_max_pool(importer: Any, node: Any) -> Any:
     data = importer.env[node.args[0]]
     shape, out = _shape(data), _pair(node.args[1])
     if len(shape) != 4 or any(size % n for size, n in zip(shape[2:], out, strict=True)):
-        raise ValueError(f"{shape} cannot be pooled adaptively to {out} in windows of one size")
+        raise RuleError(f"{shape} cannot be pooled adaptively to {out} in windows of one size")
     window = [size // n for size, n in zip(shape[2:], out, strict=True)]
     return importer.block_builder.emit(
         relax.op.nn.max_pool2d(data, pool_size=window, strides=window)
@@ -101,7 +102,7 @@ def _resize(importer: Any, node: Any) -> Any:
         exact = [n * factor for n, factor in zip(shape, given["scale_factors"], strict=True)]
         size = [int(value) for value in exact]
         if size != exact:
-            raise ValueError(f"scaling {shape} by {given['scale_factors']} gives no whole size")
+            raise RuleError(f"scaling {shape} by {given['scale_factors']} gives no whole size")
     if "align_corners" in given:
         mode = "align_corners" if given["align_corners"] else "half_pixel"
         how = {"method": "linear", "coordinate_transformation_mode": mode}
@@ -141,7 +142,7 @@ def _elu(importer: Any, node: Any) -> Any:
 
 def _pad(importer: Any, node: Any) -> Any:
     if min(node.args[1], default=0) < 0:
-        raise ValueError("negative padding; slice instead")
+        raise RuleError("negative padding; slice instead")
     return None
 
 

@@ -16,6 +16,7 @@ from tvmx.ir._implementation import Implementation
 from tvmx.ir._layout import PLAIN, block_of, dtype_of, is_int8, layout_of, physical_shape, stored_as
 from tvmx.ir._workload import Conv2dWorkload, DenseWorkload
 
+_MOVES = frozenset({"relax.reshape", "relax.flatten", "relax.squeeze"})
 NodeKind = Literal["layer", "follow", "concat", "flatten", "quantise", "opaque"]
 """How a node treats layouts.
 
@@ -114,6 +115,20 @@ class NetworkGraph:
     def stated_values(self) -> frozenset[int]:
         """The values that the model states in int8."""
         return frozenset(stated.value for stated in self.stated)
+
+    @cached_property
+    def read_in_float(self) -> frozenset[int]:
+        """Indices of the layers whose output nothing can read in int8, whatever the plan.
+
+        Outputs of the network, and what only float operators read; reshapes are looked through.
+        """
+        in_int8: set[int] = set()
+        for node in reversed(self.nodes):
+            moves = node.op in _MOVES and node.output not in in_int8
+            if node.layer is not None or node.kind == "quantise" or (node.int8 and not moves):
+                in_int8.update(node.inputs)
+        found = (n.layer for n in self.nodes if n.output not in in_int8)
+        return frozenset(layer for layer in found if layer is not None)
 
 
 @dataclass(frozen=True)

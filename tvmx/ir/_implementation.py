@@ -21,7 +21,8 @@ class Implementation(BaseModel):
     ``data_layout`` is the one it reads, different only where a template bridges the two
     (a first layer reads NCHW and writes NCHWc). ``fingerprint`` identifies the template's
     source, so that a measurement made with an edited template is never reused. ``stated`` is
-    set where the model itself states the layer in int8, with scales of its own.
+    set where the model itself states the layer in int8, with scales of its own. ``float_out`` says
+    of an int8 one that its output (and a residual) is float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,13 +34,15 @@ class Implementation(BaseModel):
     sparsity: str = DENSE
     fingerprint: str = ""
     stated: bool = False
+    float_out: bool = False
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """``stated`` is left out where it is not: keys of earlier journals stay as they are."""
+        """What is not so is left out: keys of earlier journals stay as they are."""
         fields: dict[str, Any] = handler(self)
-        if not self.stated:
-            fields.pop("stated", None)
+        for name in ("stated", "float_out"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     def label(self) -> str:
@@ -47,12 +50,19 @@ class Implementation(BaseModel):
         parts = [self.template, self.layout, self.precision]
         if self.sparsity != DENSE:
             parts.append(self.sparsity)
+        if self.float_out:
+            parts.append("float-out")
         return " ".join(parts)
 
     @property
     def dtype(self) -> DataType:
-        """Element type of the activations it reads and writes."""
+        """Element type of the activations it reads."""
         return _DTYPES[self.precision]
+
+    @property
+    def out_dtype(self) -> DataType:
+        """Element type of what it writes."""
+        return "float32" if self.float_out else self.dtype
 
     @property
     def exact(self) -> bool:
@@ -67,8 +77,8 @@ class Implementation(BaseModel):
     @property
     def writes(self) -> str:
         """The format of its output, and of a residual it adds."""
-        return stored_as(self.layout, self.dtype)
+        return stored_as(self.layout, self.out_dtype)
 
     def variant(self, workload: Conv2dWorkload | DenseWorkload) -> Conv2dWorkload | DenseWorkload:
         """The workload as the template is given it: with this type and sparsity."""
-        return workload.variant(self.dtype, self.sparsity)
+        return workload.variant(self.dtype, self.sparsity, float_out=self.float_out)

@@ -6,7 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from tvmx.errors import StoreError
 from tvmx.ir._channels import ChannelValues
@@ -18,7 +25,11 @@ _READ = (2, 3)  # 2 had neither equalisation nor corrections
 
 
 class LayerChoice(BaseModel):
-    """What one layer runs: implementation plus the template's config."""
+    """What one layer runs: implementation plus the template's config.
+
+    ``weights`` is the digest of pruned constants that magnitude alone does not give; the files are
+    in the folder ``weights`` beside the plan (:mod:`tvmx.passes._pruned`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +37,15 @@ class LayerChoice(BaseModel):
     workload: str
     implementation: Implementation
     config: dict[str, Any]
+    weights: str = Field(default="", pattern="^([0-9a-f]{16})?$")
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``weights`` is left out where there are none: digests stay as they were."""
+        fields: dict[str, Any] = handler(self)
+        if not self.weights:
+            del fields["weights"]
+        return fields
 
     @property
     def knobs(self) -> Config:

@@ -40,7 +40,10 @@ class Epilogue(_Frozen):
 
     ``clip_min`` and ``clip_max`` are bounds on the output; ``relu`` is ``clip_min=0``,
     ``relu6`` is ``(0, 6)``; ``None`` means unbounded on that side. ``rounding`` is that of int8
-    layers; a residual is added only in ``even``.
+    layers; a residual is added only in ``even``, in which alone there are these two:
+    ``float_out`` layers read int8, but their output and residual are float32, and so is the bias;
+    ``float_bias`` layers write int8, but their bias is added in float32, after the multiplication:
+    it is not rounded to a whole number of the sums' steps.
     """
 
     bias: bool = False
@@ -48,24 +51,35 @@ class Epilogue(_Frozen):
     clip_min: float | None = None
     clip_max: float | None = None
     rounding: Rounding = "even"
+    float_out: bool = False
+    float_bias: bool = False
 
     @model_validator(mode="after")
-    def _no_residual_in_fixed_point(self) -> Self:
+    def _whole_numbers_in_fixed_point(self) -> Self:
         if self.residual and self.rounding != "even":
             raise ValueError(f"a residual is not added in rounding {self.rounding!r}")
+        if self.in_float and self.rounding != "even":
+            raise ValueError(f"nothing is added in float in rounding {self.rounding!r}")
+        if self.float_out and self.float_bias:
+            raise ValueError("float_bias is for layers with an int8 output")
         return self
+
+    @property
+    def in_float(self) -> bool:
+        """Whether the bias of an int8 layer is float32, added to the sums behind their scale."""
+        return self.float_out or self.float_bias
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """``even`` is left out: digests stay what they were before there were others."""
+        """What is as it always was is left out: digests stay the same."""
         fields: dict[str, Any] = handler(self)
-        if self.rounding == "even":
-            fields.pop("rounding", None)
-        return fields
+        usual = {"rounding": "even", "float_out": False, "float_bias": False}
+        return {name: v for name, v in fields.items() if name not in usual or v != usual[name]}
 
     def describe(self) -> str:
         """Short form for tables, such as ``bias+add+relu`` or ``bias+upward``."""
-        parts = [n for n, on in (("bias", self.bias), ("add", self.residual)) if on]
+        bias = "float-bias" if self.float_bias else "bias"
+        parts = [n for n, on in ((bias, self.bias), ("add", self.residual)) if on]
         if (self.clip_min, self.clip_max) == (0.0, None):
             parts.append("relu")
         elif (self.clip_min, self.clip_max) == (0.0, 6.0):
@@ -74,18 +88,31 @@ class Epilogue(_Frozen):
             parts.append(f"clip[{self.clip_min},{self.clip_max}]")
         if self.rounding != "even":
             parts.append(self.rounding)
+        if self.float_out:
+            parts.append("float-out")
         return "+".join(parts)
 
 
 class _WorkloadBase(_Frozen):
     dtype: DataType = "float32"
     sparsity: str = DENSE
+    epilogue: Epilogue = Epilogue()
 
-    def variant(self, dtype: DataType, sparsity: str = DENSE) -> Self:
-        """The same layer computed with another type and sparsity: what a template is given."""
+    def variant(self, dtype: DataType, sparsity: str = DENSE, *, float_out: bool = False) -> Self:
+        """The same layer computed with another type and sparsity: what a template is given.
+
+        With ``float_out`` an int8 layer's output is made float32.
+        """
         # Not model_copy: it would copy the cached digest.
         fields = {name: getattr(self, name) for name in type(self).model_fields}
+        if float_out:
+            fields["epilogue"] = self.epilogue.model_copy(update={"float_out": True})
         return type(self)(**fields | {"dtype": dtype, "sparsity": sparsity})
+
+    @property
+    def out_dtype(self) -> DataType:
+        """Element type of the output, and of a residual."""
+        return "float32" if self.epilogue.float_out else self.dtype
 
     def _suffix(self) -> str:
         kind = "" if self.dtype == "float32" else f" {self.dtype}"
@@ -119,7 +146,6 @@ class Conv2dWorkload(_WorkloadBase):
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    epilogue: Epilogue = Epilogue()
 
     @property
     def is_depthwise(self) -> bool:
@@ -190,7 +216,6 @@ class DenseWorkload(_WorkloadBase):
     batch: int = Field(ge=1)
     in_features: int = Field(ge=1)
     out_features: int = Field(ge=1)
-    epilogue: Epilogue = Epilogue()
 
     @property
     def data_shape(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from tvmx.numerics._operators import (
     multiply_int8,
     product_factor,
 )
-from tvmx.numerics._prune import BlockRows, block_rows, prune
+from tvmx.numerics._prune import BlockRows, block_rows, matrix_shape, prune
 from tvmx.numerics._quantise import (
     QMAX,
     QMIN,
@@ -38,14 +38,23 @@ from tvmx.numerics._quantise import (
     rescale_factor,
     sum_factors,
 )
+from tvmx.numerics._reconstruct import (
+    Moments,
+    Reconstructed,
+    compensate,
+    reconstruct,
+    segment_starts,
+)
 from tvmx.numerics._requantise import requantise
+from tvmx.numerics._zero_blocks import ZeroPattern, own_level, zero_pattern
 
 __all__ = [
     "FIXED_BITS", "LONGEST_SHIFT", "QMAX", "QMIN", "WEIGHT_MAX", "BlockRows", "LayerConstants",
-    "LayerParams", "Pool2d", "QuantParams", "Requantise", "StatedWeight", "add_int8",
-    "avg_pool_int8", "avg_pool_whole", "block_rows", "clip_int8", "clip_to", "concat_int8",
-    "corrected", "dequantise", "fits_int8", "fixed_point", "fixed_points", "fma",
-    "layer_constants", "lookup_int8", "max_pool_int8", "mean_int8", "multiply_fixed",
-    "multiply_int8", "product_factor", "prune", "quantise", "quantise_weight", "requantise",
-    "rescale", "rescale_add", "rescale_factor", "sum_factors",
+    "LayerParams", "Moments", "Pool2d", "QuantParams", "Reconstructed", "Requantise",
+    "StatedWeight", "ZeroPattern", "add_int8", "avg_pool_int8", "avg_pool_whole", "block_rows",
+    "clip_int8", "clip_to", "compensate", "concat_int8", "corrected", "dequantise", "fits_int8",
+    "fixed_point", "fixed_points", "fma", "layer_constants", "lookup_int8", "matrix_shape",
+    "max_pool_int8", "mean_int8", "multiply_fixed", "multiply_int8", "own_level", "product_factor",
+    "prune", "quantise", "quantise_weight", "reconstruct", "requantise", "rescale", "rescale_add",
+    "rescale_factor", "segment_starts", "sum_factors", "zero_pattern",
 ]  # fmt: skip

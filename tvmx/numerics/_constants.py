@@ -21,17 +21,23 @@ class Requantise:
     and ``high`` are the clip bounds on the s8 output. In a ``rounding`` other than ``even``
     ``multiplier`` and ``shift`` are int32 (out_channels,) as
     :func:`tvmx.numerics.multiply_fixed` takes them; then there is no residual.
+
+    ``offset`` float32 (out_channels,), where there is one, is the bias in steps of the output, zero
+    point aside. With ``float_out`` the output is float32 (and so is a residual): multiplier, offset
+    and bounds are in real units then, and only the data's zero point counts.
     """
 
     multiplier: npt.NDArray[Any]
     data_zero_point: int
     out_zero_point: int
-    low: int
-    high: int
+    low: float
+    high: float
     residual_factor: float = 0.0
     residual_offset: float = 0.0
     rounding: Rounding = "even"
     shift: npt.NDArray[np.int32] | None = None
+    offset: npt.NDArray[np.float32] | None = None
+    float_out: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +49,8 @@ class LayerConstants:
 
     int8 layers: ``weight`` s8 in [-127, 127]; ``bias`` int32 (out,), always there, with
     ``-data_zero_point * sum(weight)`` folded in: then accumulators of raw s8 data (padding is
-    the zero point) plus bias are those of the real numbers; ``requantise`` is set.
+    the zero point) plus bias are those of the real numbers; ``requantise`` is set. A bias that is
+    added in float is ``requantise.offset`` instead.
     """
 
     weight: npt.NDArray[Any]

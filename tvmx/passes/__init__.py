@@ -13,12 +13,22 @@ from tvmx.passes._plans import (
     transfer_plan,
     versions,
 )
+from tvmx.passes._pruned import (
+    constants_named,
+    digest_of,
+    fits,
+    float_constants,
+    named,
+    planned,
+    with_pruned,
+)
 from tvmx.passes._quantise import activations_of, params_of, tie
 from tvmx.passes._simulate import Simulator, Values
 
 __all__ = [
     "CONCAT", "IN_PLACE", "LayerStep", "Lowered", "Network", "OpStep", "Simulator", "Values",
-    "activations_of", "baseline_plan", "check_replay", "choose", "conversion_name", "convert",
-    "equalisation", "equalised", "extract_layers", "finish_relax", "int8_plan",
-    "lower", "params_of", "tie", "transfer_plan", "versions",
+    "activations_of", "baseline_plan", "check_replay", "choose", "constants_named",
+    "conversion_name", "convert", "digest_of", "equalisation", "equalised", "extract_layers",
+    "finish_relax", "fits", "float_constants", "int8_plan", "lower", "named", "params_of",
+    "planned", "tie", "transfer_plan", "versions", "with_pruned",
 ]  # fmt: skip

@@ -57,6 +57,9 @@ def canonicalise(mod: Any) -> Any:
         flow = _settle(Dataflow.from_module(mod).without_dead(), _SIMPLIFY)
         flow = fold_remaining(fold_dequantised(flow))
         flow = _settle(flow, (*_SIMPLIFY, *_FOLD))
+        # A constant that was folded may have been quantised again: that is one more to judge.
+        while (folded := fold_dequantised(flow)) is not flow:
+            flow = _settle(fold_remaining(folded), (*_SIMPLIFY, *_FOLD))
         flow = Walk(flow, (CommonSubexpressions(),)).run()
     return flow.to_module()
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tvmx._tvm import relax
 from tvmx.errors import BuildError
 from tvmx.ir import ChannelValues, Conv2dWorkload
+from tvmx.numerics import LayerConstants
 from tvmx.passes._dataflow import op_name
 from tvmx.passes._groups import const_array, per_channel, static_shape
 from tvmx.passes._layers import LayerStep, Network, OpStep
@@ -95,9 +96,19 @@ def equalised(network: Network, factors: Sequence[ChannelValues]) -> Network:
             )
         first, second = steps[pair.first], steps[pair.second]
         assert isinstance(first, LayerStep) and isinstance(second, LayerStep)
-        steps[pair.first] = _with_constants(first, *_divided(first.weight, first.bias, s), s)
-        steps[pair.second] = _with_constants(
-            second, _multiplied(second.weight, second, s), second.bias, None
+        divided = {
+            name: LayerConstants(*_divided(c.weight, c.bias, s)) for name, c in first.pruned.items()
+        }
+        multiplied = {
+            name: LayerConstants(_multiplied(c.weight, second, s), c.bias)
+            for name, c in second.pruned.items()
+        }
+        steps[pair.first] = replace(
+            _with_constants(first, *_divided(first.weight, first.bias, s), s), pruned=divided
+        )
+        steps[pair.second] = replace(
+            _with_constants(second, _multiplied(second.weight, second, s), second.bias, None),
+            pruned=multiplied,
         )
     return replace(source, steps=tuple(steps), equalised=tuple(factors), original=source)
 

@@ -23,9 +23,9 @@ from tvmx.passes._dataflow import (
     substitute,
     variables,
 )
+from tvmx.passes._groups import is_anchor
 from tvmx.passes._qdq import along_axis, dequantised
 
-_ANCHORS = ("relax.nn.conv2d", "relax.matmul")
 _ROUNDED = ("int8", "uint8", "int16", "uint16")
 
 
@@ -67,17 +67,20 @@ def round_constant(walk: Walk, value: Any, name: str) -> Any:
 
 
 def fold_dequantised(flow: Dataflow) -> Dataflow:
-    """Quantised constants as float ones, except where a layer alone reads them as its weight."""
+    """Quantised constants as float ones, except where a layer alone reads them as its weight.
+
+    The flow itself where there are none of those others.
+    """
     calls = {var: value for var, value in flow.bindings if is_quantised_constant(value)}
     if not calls:
         return flow
     weights = {
         value.args[1] for _, value in flow.bindings
-        if op_name(value) in _ANCHORS and value.args[1] in calls
+        if is_anchor(value) and value.args[1] in calls
     }  # fmt: skip
     elsewhere = {v for out in flow.outputs for v in variables(out)}
     for _, value in flow.bindings:
-        anchor = op_name(value) in _ANCHORS
+        anchor = is_anchor(value)
         for at, arg in enumerate(getattr(value, "args", ())):
             if not (anchor and at == 1):
                 elsewhere.update(variables(arg))
@@ -85,6 +88,8 @@ def fold_dequantised(flow: Dataflow) -> Dataflow:
             elsewhere.update(variables(value))
     keep = weights - elsewhere
     env = {var: const(dequantised(call)) for var, call in calls.items() if var not in keep}
+    if not env:
+        return flow
     return _rewritten(flow, env)
 
 

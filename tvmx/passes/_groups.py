@@ -43,9 +43,10 @@ class Group:
     """A layer in the making: indices of its bindings, and its logical constants.
 
     ``stated`` is the int8 weight where the model states the layer in int8; then ``quantising``
-    is the binding that makes its output int8. It is all constants where the model states the layer
-    in whole numbers throughout, in its ``rounding``. ``padding`` (top, left, bottom, right) is
-    added to the anchor's own.
+    is the binding that makes its output int8, None where the output is float. ``float_bias``: the
+    bias is no whole number of the sums' steps. ``stated`` is all constants where the model states
+    the layer in whole numbers throughout, in its ``rounding``. ``padding`` (top, left, bottom,
+    right) is added to the anchor's own.
     """
 
     anchor: int
@@ -56,8 +57,14 @@ class Group:
     clip: tuple[float | None, float | None] | None = None
     stated: StatedWeight | LayerConstants | None = None
     quantising: int | None = None
+    float_bias: bool = False
     rounding: Rounding = "even"
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def float_out(self) -> bool:
+        """Whether it is a layer stated in int8 whose output is float."""
+        return isinstance(self.stated, StatedWeight) and self.quantising is None
 
     @property
     def last(self) -> int:
@@ -106,35 +113,59 @@ def find_groups(bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> list[
 
 
 def _state(group: Group, bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> None:
-    """Make it a stated layer where the model says how its data, weight and output are int8."""
+    """Make it a stated layer where the model says how its data and weight are int8.
+
+    Its output is int8 where that is stated, too, and a residual as well; else it is float.
+    """
     anchor = bindings[group.anchor].value
-    operands = [anchor.args[0], *([] if group.residual is None else [group.residual])]
-    reader = readers.get(bindings[group.members[-1]].var)
-    if reader is None or bindings[reader].var not in qdq.params:
-        return
-    if not all(qdq.stated(v) for v in operands):
+    if not qdq.stated(anchor.args[0]):
         return
     axis = 1 if op_name(anchor) == "relax.matmul" else 0
     group.stated = qdq.stated_weight(anchor.args[1], axis)
-    group.quantising = reader if group.stated is not None else None
+    if group.stated is None:
+        return
+    reader = readers.get(bindings[group.members[-1]].var)
+    if reader is None or bindings[reader].var not in qdq.params:
+        return
+    if group.residual is None or qdq.stated(group.residual):
+        group.quantising = reader
+        step = np.float64(qdq.scale(anchor.args[0])) * group.stated.scales.astype(np.float64)
+        group.float_bias = group.bias is not None and not _whole(group.bias, step)
+
+
+def _whole(values: npt.NDArray[Any], steps: npt.NDArray[Any]) -> bool:
+    """Whether float32 numbers may be whole multiples of steps that are products of two such."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values / steps
+        rest = np.abs(found - np.rint(found))
+        return bool((rest <= 1e-3 + 2.0**-21 * np.abs(found)).all())
+
+
+def is_anchor(call: Any) -> bool:
+    """Whether the call is a convolution or product that a layer is made of, given its weight."""
+    name = op_name(call)
+    if name not in ("relax.nn.conv2d", "relax.matmul") or str(call.ty.dtype) != "float32":
+        return False
+    data, weight = static_shape(call.args[0]), static_shape(call.args[1])
+    if data is None or weight is None or isinstance(call.args[0], tvm.ir.GenericConst):
+        return False
+    if name == "relax.matmul":
+        return len(data) == len(weight) == 2
+    return len(weight) == 4 and (call.attrs.data_layout, call.attrs.kernel_layout) == (
+        "NCHW", "OIHW",
+    )  # fmt: skip
 
 
 def _anchor_weight(call: Any, qdq: Qdq) -> Array | None:
     """Logical weights if the call is an anchor, else None."""
-    name = op_name(call)
-    if name not in ("relax.nn.conv2d", "relax.matmul") or str(call.ty.dtype) != "float32":
+    if not is_anchor(call):
         return None
-    weight, data = const_array(call.args[1]), static_shape(call.args[0])
+    weight = const_array(call.args[1])
     if weight is None:
         weight = qdq.weight(call.args[1])
-    if weight is None or data is None or isinstance(call.args[0], tvm.ir.GenericConst):
-        return None
-    if name == "relax.matmul":
-        is_dense = len(data) == 2 and weight.ndim == 2
-        return np.ascontiguousarray(weight.T) if is_dense else None
-    attrs = call.attrs
-    standard = (attrs.data_layout, attrs.kernel_layout) == ("NCHW", "OIHW")
-    return weight if standard and weight.ndim == 4 else None
+    if weight is None or op_name(call) == "relax.nn.conv2d":
+        return weight
+    return np.ascontiguousarray(weight.T)
 
 
 def _absorb(group: Group, var: Any, call: Any) -> bool:
@@ -188,6 +219,8 @@ def workload_of(call: Any, group: Group) -> Conv2dWorkload | DenseWorkload:
         clip_min=low,
         clip_max=high,
         rounding=group.rounding,
+        float_out=group.float_out,
+        float_bias=group.float_bias,
     )
     shape = static_shape(call.args[0]) or ()
     dtype: DataType = "float32" if group.stated is None else "int8"

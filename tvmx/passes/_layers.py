@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class LayerStep:
     ``weight`` is OIHW (or (out, in) for dense), ``bias`` is ``(out_channels,)`` or None.
     ``bindings`` are the original ones, emitted as they are where no template covers the layer.
     ``stated`` is the weight of a layer that the model states in int8, or all constants of one that
-    it states in whole numbers throughout.
+    it states in whole numbers throughout. ``pruned`` are constants for sparse implementations, by
+    sparsity: see :mod:`tvmx.passes._pruned`.
     """
 
     layer: Layer
@@ -60,6 +62,7 @@ class LayerStep:
     weight: Array
     bias: Array | None
     stated: StatedWeight | LayerConstants | None = None
+    pruned: Mapping[str, LayerConstants] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -292,8 +295,12 @@ class _Assembly:
         self._put(node, OpStep(again))
 
     def _float_reads(self) -> set[Any]:
-        """What the network returns, or anything but stated layers and operators reads."""
-        int8 = {i for g in self._groups.values() if g.stated for i in g.members}
+        """What the network returns, or anything but stated layers and operators reads.
+
+        Layers with a float output count: where no template covers them they read float.
+        """
+        stated = [g for g in self._groups.values() if g.stated and not g.float_out]
+        int8 = {i for g in stated for i in g.members}
         int8 |= {i for g in self._operators.values() for i in g.members}
         found = set(free_vars(self._model.mod["main"].body.body))
         for index, binding in enumerate(self._bindings):

@@ -25,12 +25,12 @@ from tvmx.ir import (
 from tvmx.numerics import LayerConstants, clip_to, corrected, layer_constants
 from tvmx.passes import _int8_ops as int8
 from tvmx.passes._default_schedule import schedule_rest
-from tvmx.passes._equalise import equalised
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
 from tvmx.passes._lrn import Lrn, lrn_kernel
 from tvmx.passes._memory_marks import IN_PLACE, OPAQUE, mark_concats
 from tvmx.passes._operator import Operator
+from tvmx.passes._pruned import float_constants, planned
 from tvmx.passes._quantise import check_activations, corrections_of, layer_params, params_of
 from tvmx.passes._vector_math import LEGALIZE
 
@@ -102,9 +102,11 @@ class _Lowering:
 
     def _node(self, node: Node, step: LayerStep | OpStep) -> None:
         choice = self.plan.choice(step.layer.name) if isinstance(step, LayerStep) else None
-        if choice is not None and choice.implementation.precision == "int8":
-            layer_params(node, self.params, choice.layer)  # before a conversion needs them
-        placement = self.walk.step(node, choice.implementation if choice else None)
+        how = choice.implementation if choice else None
+        if choice is not None and how is not None and how.precision == "int8":
+            # Before a conversion needs them.
+            layer_params(node, self.params, choice.layer, how.float_out)
+        placement = self.walk.step(node, how)
         self._convert(placement.conversions)
         operands = [
             self.env[v, layout] for v, layout in zip(node.inputs, placement.reads, strict=True)
@@ -140,18 +142,21 @@ class _Lowering:
         args = [operands[0], *(relax.const(c) for c in constants), *operands[1:]]
         shape = physical_shape(workload.out_shape, choice.implementation.layout)
         self.hits += 1
-        result = relax.TensorType(shape, choice.implementation.dtype)
+        result = relax.TensorType(shape, choice.implementation.out_dtype)
         return self.bb.emit(relax.call_tir(var, args, result))
 
     def _constants(self, node: Node, step: LayerStep, choice: LayerChoice) -> LayerConstants:
-        """Logical constants: as trained, or quantised with the plan's scales."""
-        if choice.implementation.precision != "int8":
-            return LayerConstants(step.weight, step.bias)
+        """Logical constants: as trained or pruned, and quantised with the plan's scales."""
+        how = choice.implementation
+        if how.precision != "int8":
+            return float_constants(step, how)
         if isinstance(step.stated, LayerConstants):
             return step.stated
-        params = layer_params(node, self.params, step.layer.name)
-        bias = corrected(step.bias, self.corrections.get(step.layer.index))
-        return layer_constants(step.layer.workload, step.weight, bias, params, step.stated)
+        params = layer_params(node, self.params, step.layer.name, how.float_out)
+        trained = float_constants(step, how)
+        bias = corrected(trained.bias, self.corrections.get(step.layer.index))
+        workload = how.variant(step.layer.workload)
+        return layer_constants(workload, trained.weight, bias, params, step.stated)
 
     def _kernel(self, step: LayerStep, choice: LayerChoice) -> tuple[Kernel, Any]:
         impl = choice.implementation
@@ -245,7 +250,8 @@ class _Lowering:
         originals = [self.network.values[v] for v in node.inputs]
         if node.kind == "quantise":
             return self._quantise(node, operands[0]) if node.int8 else operands[0]
-        if isinstance(step, LayerStep) and step.stated is not None:
+        stated = node.output in self.network.graph.stated_values
+        if isinstance(step, LayerStep) and stated:
             return self._stated(node, step, operands)
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
@@ -290,7 +296,7 @@ def lower(network: Network, plan: Plan, registry: Registry, target: Target) -> L
             an operator.
         TemplateError: a template refuses the plan's config.
     """
-    lowered = _Lowering(equalised(network, plan.equalisation), plan, registry, target).run()
+    lowered = _Lowering(planned(network, plan), plan, registry, target).run()
     if lowered.total and not lowered.hits:
         raise BuildError(
             f"none of the {lowered.total} layers of {network.model.path} is covered by a template",

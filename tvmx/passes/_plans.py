@@ -60,6 +60,13 @@ def baseline_plan(network: Network, registry: Registry, target: Target, seed: in
     )  # fmt: skip
 
 
+def _options(
+    registry: Registry, network: Network, layer: Layer, target: Target
+) -> list[tuple[TemplateEntry, Implementation]]:
+    in_float = layer.index in network.graph.read_in_float
+    return registry.implementations(layer.workload, target, float_out=in_float)
+
+
 def int8_plan(
     network: Network, registry: Registry, target: Target, params: Mapping[int, QuantParams],
     seed: int = 0,
@@ -70,7 +77,7 @@ def int8_plan(
     """
     choices = []
     for layer in network.graph.layers:
-        options = registry.implementations(layer.workload, target)
+        options = _options(registry, network, layer, target)
         int8 = [o for o in options if o[1].precision == "int8"]
         for entry, implementation in (int8 or options)[:1]:
             choices.append(choose(entry, layer, target, implementation=implementation))
@@ -86,18 +93,32 @@ def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Targ
 
     The same template where it supports the layer there, else another of the same precision and
     level of sparsity (blocks follow the target's lanes), else the target's float default.
+
+    Raises:
+        BuildError: a layer was pruned by reconstruction, in blocks that no template of the other
+            target takes: its weights are good for these blocks alone.
     """
     choices = []
     for layer in network.graph.layers:
         old = plan.choice(layer.name)
-        options = registry.implementations(layer.workload, target)
+        options = _options(registry, network, layer, target)
         if not options:
             continue
         wanted = old.implementation if old else options[0][1]
         alike = [o for o in options if _alike(o[1], wanted)] or options
         same = [o for o in alike if o[1].template == wanted.template]
         entry, implementation = (same or alike)[0]
-        choices.append(choose(entry, layer, target, implementation=implementation))
+        choice = choose(entry, layer, target, implementation=implementation)
+        if old is not None and old.weights:
+            if implementation.sparsity != wanted.sparsity:
+                raise BuildError(
+                    f"layer {layer.name!r} was pruned by reconstruction in blocks of "
+                    f"{wanted.sparsity}, which target {target.name} has no template for",
+                    hint=f"explore for it: `tvmx explore {network.model.path} --target "
+                    f"{target.name} ...`, or pick a plan without pruned layers",
+                )
+            choice = choice.model_copy(update={"weights": old.weights})
+        choices.append(choice)
     return Plan(
         model=plan.model, target=target.name, choices=tuple(choices), seed=plan.seed,
         activations=plan.activations, equalisation=plan.equalisation,

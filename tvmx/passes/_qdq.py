@@ -83,8 +83,9 @@ class Qdq:
             return
         source = call.args[0]
         if array_of(source) is not None:
-            self._weights[binding.var] = call
-            self.skipped.add(index)
+            if all(array_of(arg) is not None for arg in call.args[1:3]):  # else it is computed
+                self._weights[binding.var] = call
+                self.skipped.add(index)
             return
         if isinstance(source, relax.Var) and source not in self._values:
             self._enter(index, binding)
@@ -107,6 +108,10 @@ class Qdq:
     def stated(self, var: Any) -> bool:
         """Whether a variable is what readers see of a stated value."""
         return var in self.quantised
+
+    def scale(self, var: Any) -> float:
+        """The scale of a stated value, by the variable that readers see."""
+        return self.params[self.quantised[var]].scale
 
     def weight(self, expr: Any) -> npt.NDArray[Any] | None:
         """A quantised weight as float32, None for anything else."""

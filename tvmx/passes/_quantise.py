@@ -59,15 +59,23 @@ def corrections_of(plan: Plan, graph: NetworkGraph) -> dict[int, npt.NDArray[np.
     return found
 
 
-def layer_params(node: Node, params: Mapping[int, QuantParams], name: str) -> LayerParams:
-    """The parameters an int8 layer needs. Raises BuildError where calibration left a gap."""
-    missing = [v for v in (*node.inputs, node.output) if v not in params]
+def layer_params(
+    node: Node, params: Mapping[int, QuantParams], name: str, float_out: bool = False
+) -> LayerParams:
+    """The parameters an int8 layer needs, of its data alone with ``float_out``.
+
+    Raises BuildError where calibration left a gap.
+    """
+    touched = node.inputs[:1] if float_out else (*node.inputs, node.output)
+    missing = [v for v in touched if v not in params]
     if missing:
         raise BuildError(
             f"layer {name!r} is int8, but value {missing[0]} has no scale and zero point",
             hint="int8 plans are made by `tvmx explore --data FILE.npz`, which calibrates them",
         )
     data, *residual = node.inputs
+    if float_out:
+        return LayerParams(params[data], None)
     return LayerParams(params[data], params[node.output], params[residual[0]] if residual else None)
 
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from tvmx._tvm import make_target, relax, tvm
 from tvmx.ir import (
-    BlockSparsity,
     Conv2dWorkload,
     Implementation,
     LayoutWalk,
@@ -40,16 +39,15 @@ from tvmx.numerics import (
     max_pool_int8,
     mean_int8,
     multiply_int8,
-    prune,
     quantise,
     requantise,
     rescale,
 )
-from tvmx.passes._equalise import equalised
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._lower import finish_relax, rewire
 from tvmx.passes._lrn import Lrn
 from tvmx.passes._operator import Operator
+from tvmx.passes._pruned import float_constants, planned
 from tvmx.passes._quantise import corrections_of, layer_params, params_of, tie
 from tvmx.targets import Target
 from tvmx.templates import linear, reference
@@ -100,9 +98,12 @@ class Simulator:
 
     def stated(self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]) -> Any:
         """What the model says a node computes, floats in and out."""
+        params = self._params
+        if isinstance(step, LayerStep) and step.layer.workload.epilogue.float_out:
+            data = quantise(operands[0], params[node.inputs[0]])
+            return self.layer(node, step, None, [data, *operands[1:]], params)
         if node.output not in self._graph.stated_values:
             return self._float(index, node, step, operands)
-        params = self._params
         if node.kind == "quantise":
             result = quantise(operands[0], params[node.output])
         else:
@@ -144,16 +145,17 @@ class Simulator:
     def expected(self, plan: Plan, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """Outputs of a plan for one call: ``inputs`` in the model's shapes.
 
-        The plan's equalisation and corrections are in force, whatever those of the simulator.
+        The plan's equalisation, corrections and pruned constants are in force, whatever those of
+        the simulator.
         """
-        network, graph = equalised(self.network, plan.equalisation), self._graph
-        planned = Simulator(network, self.host, corrections_of(plan, graph))
-        planned._machines = self._machines  # equalisation changes layers only
+        network, graph = planned(self.network, plan), self._graph
+        other = Simulator(network, self.host, corrections_of(plan, graph))
+        other._machines = self._machines  # a plan's constants are those of layers only
         chosen = {la.index: plan.choice(la.name) for la in graph.layers}
         choices = {i: c.implementation for i, c in chosen.items() if c is not None}
-        values = planned.run([np.asarray(x)[None] for x in inputs])
-        after = planned.rerun(values, choices, params_of(graph, plan.activations))
-        return tuple(out[0] for out in planned.outputs(after))
+        values = other.run([np.asarray(x)[None] for x in inputs])
+        after = other.rerun(values, choices, params_of(graph, plan.activations))
+        return tuple(out[0] for out in other.outputs(after))
 
     def layer(
         self, node: Node, step: LayerStep, implementation: Implementation | None,
@@ -161,7 +163,7 @@ class Simulator:
     ) -> Array:  # fmt: skip
         """One layer on float (or s8) operands (calls, *shape), (calls, *shape) out."""
         constants = self._layer_constants(node, step, implementation, params)
-        workload, calls = step.layer.workload, len(operands[0])
+        workload, calls = _variant(step, implementation), len(operands[0])
         flat = [a.reshape(-1, *a.shape[2:]) for a in operands]
         residual = flat[1] if len(flat) > 1 else None
         if constants.requantise is None:
@@ -217,21 +219,21 @@ class Simulator:
         if isinstance(step.stated, LayerConstants):
             return step.stated
         if step.stated is not None or (implementation and implementation.precision == "int8"):
-            how = layer_params(node, params, step.layer.name)
-            key: Any = (node.layer, how)
+            workload = _variant(step, implementation)
+            how = layer_params(node, params, step.layer.name, workload.epilogue.float_out)
+            key: Any = (node.layer, how, workload.sparsity)
             if key not in self._constants:
-                bias = corrected(step.bias, self.corrections.get(step.layer.index))
+                trained = float_constants(step, implementation)
+                bias = corrected(trained.bias, self.corrections.get(step.layer.index))
                 self._constants[key] = layer_constants(
-                    step.layer.workload, step.weight, bias, how, step.stated
+                    workload, trained.weight, bias, how, step.stated
                 )
             return self._constants[key]
         if implementation is None or implementation.exact:
             return LayerConstants(step.weight, step.bias)
         key = (node.layer, implementation.sparsity)
         if key not in self._constants:
-            sparsity = BlockSparsity.parse(implementation.sparsity)
-            weight = step.weight if sparsity is None else prune(step.weight, sparsity)
-            self._constants[key] = LayerConstants(weight, step.bias)
+            self._constants[key] = float_constants(step, implementation)
         return self._constants[key]
 
     def _float(self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]) -> Any:
@@ -296,13 +298,13 @@ class _Rerun:
             if node.kind == "quantise":
                 # Where nothing is computed here, it is in the conversions of those that read it.
                 result, int8 = quantise(operands[0], self._params[node.output]), True
+            elif chosen is None and not int8:
+                result = simulator.stated(index, node, step, operands)
             elif isinstance(step, LayerStep):
                 result = simulator.layer(node, step, chosen, operands, self._params)
-            elif int8:
+            else:
                 assert step.operator is not None
                 result = simulator.operator(node, step.operator, operands, self._params)
-            else:
-                result = simulator.stated(index, node, step, operands)
             self._put(node.output, result, int8)
         return self._float
 
@@ -320,6 +322,12 @@ class _Rerun:
             self._float[value] = dequantise(result, self._params[value])
         else:
             self._float[value] = result
+
+
+def _variant(step: LayerStep, implementation: Implementation | None) -> Any:
+    """A layer's workload as it is computed."""
+    workload = step.layer.workload
+    return workload if implementation is None else implementation.variant(workload)
 
 
 def _fields(value: Any) -> Sequence[Array]:

@@ -10,11 +10,14 @@ from tvmx.search._border import NETWORK_INPUT, BorderWalk, ChainBorderWalk, Resu
 from tvmx.search._budgets import Budgets
 from tvmx.search._candidates import Candidate, TopCandidates
 from tvmx.search._coordinate import CoordinateAgent
+from tvmx.search._correction import TERMS, Correction, Sample, conversion_terms, held_out
 from tvmx.search._environment import ENV_ID, DeployEnv, register
 from tvmx.search._evolution import EvolutionAgent
 from tvmx.search._exact import ExactPlan, pick_memory, solve_exact
 from tvmx.search._exact_agent import ExactAgent
 from tvmx.search._graph_walk import GraphBorderWalk, walk_of
+from tvmx.search._hypervolume import hypervolume
+from tvmx.search._measured import Measure, Measured
 from tvmx.search._milp import solve_milp
 from tvmx.search._objective import Objective
 from tvmx.search._pareto import OBJECTIVES, dominates, pareto_front
@@ -32,6 +35,7 @@ __all__ = [
     "NETWORK_INPUT",
     "OBJECTIVES",
     "POLICY",
+    "TERMS",
     "Agent",
     "AnnealingAgent",
     "BorderWalk",
@@ -39,6 +43,7 @@ __all__ = [
     "Candidate",
     "ChainBorderWalk",
     "CoordinateAgent",
+    "Correction",
     "DeployEnv",
     "Episode",
     "EvolutionAgent",
@@ -46,16 +51,22 @@ __all__ = [
     "ExactPlan",
     "GraphBorderWalk",
     "GreedyAgent",
+    "Measure",
+    "Measured",
     "Objective",
     "QLearning",
     "QLearningParameters",
     "RandomAgent",
     "ResumableWalk",
+    "Sample",
     "TopCandidates",
     "TpeAgent",
     "choose_agent",
+    "conversion_terms",
     "default_agent",
     "dominates",
+    "held_out",
+    "hypervolume",
     "make_agent",
     "pareto_front",
     "pick_memory",

@@ -17,6 +17,7 @@ from tvmx.search._border import BorderWalk
 from tvmx.search._budgets import NO_BUDGETS, Budgets
 from tvmx.search._graph_walk import walk_of
 from tvmx.search._ledger import Ledger
+from tvmx.search._measured import Measure, Measurer
 from tvmx.search._memo import TableBorder
 from tvmx.search._objective import TIE_BREAK, check_objective
 from tvmx.search._observation import (
@@ -32,6 +33,9 @@ from tvmx.search._observation import (
 )
 
 ENV_ID = "tvmx/Deploy-v0"
+
+_SLOWEST = 50.0  # baselines: what takes longer is rewarded no less
+_FAILED = 100.0  # times as large as the limit no plan's arena is
 
 ArenaBytes = Callable[[tuple[int, ...]], int]
 Step = tuple[Vector, float, bool, bool, dict[str, Any]]
@@ -83,6 +87,11 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     its slowest and every tensor through every conversion would return, and the less the more
     it is over.
 
+    In **measured mode** (``measure`` is given) the latency's reward is 0 until the last step, which
+    is rewarded with the share of the baseline's latency that the whole plan saves, both measured
+    end to end (at least -50: what is slower is no worse). A plan that cannot be built or measured,
+    or computes something wrong, returns less than any other.
+
     ## Episode
     Starts at the first layer and terminates after the last one; never truncated.
     ``info`` has ``layer`` (index), ``action_mask`` (int8), ``baseline`` (the baseline's action;
@@ -94,14 +103,19 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
     :meth:`reset` also has ``options``, for every layer the actions that the mask permits in some
     episode. After the last step it also has ``assignment``, ``latency_us``, ``weights_bytes``,
     ``accuracy_drop`` (points), ``feasible`` (whether all budgets are kept) and, with objective
-    ``arena`` or a budget for it, ``arena_bytes``.
+    ``arena`` or a budget for it, ``arena_bytes``. In measured mode ``info`` always has
+    ``measurements``, how many plans were measured so far by this environment and its forks (each
+    plan once, however often it is played), and after the last step ``measured_us`` (None without a
+    figure), ``outcome`` (``ok``, ``build``, or a status of :class:`tvmx.measure.Measurement`;
+    ``feasible`` is False unless ``ok``) and ``message``; ``latency_us`` is still the table's.
 
     ## Arguments
     ``table``; ``walk`` (default: over the table's network, with its branches and joins; without
     a ``table.graph`` over the chain of its layers); ``objective``;
     ``budgets``; ``arena_bytes`` (assignment to bytes; needed for objective ``arena`` and for
     ``budgets.max_arena_bytes``); ``slots`` (a fixed slot list, so that one policy fits
-    several tables). Raises UsageError when no plan keeps the accuracy and weights budgets.
+    several tables); ``measure`` (assignment to :class:`tvmx.search.Measured`: measured mode).
+    Raises UsageError when no plan keeps the accuracy and weights budgets.
 
     ## Version history
     * v0: table mode. Until its release it changes without a new number: budgets added features
@@ -125,6 +139,7 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         budgets: Budgets = NO_BUDGETS,
         arena_bytes: ArenaBytes | None = None,
         slots: Sequence[str] | None = None,
+        measure: Measure | None = None,
     ) -> None:
         self.table = table
         self.objective = check_objective(objective)
@@ -136,6 +151,7 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
                 "assignment"
             )
         self._arena_bytes = arena_bytes if needs_arena else None
+        self._measurer = None if measure is None else Measurer(measure)
         self.walk = walk if walk is not None else walk_of(table)
         self._border = TableBorder(self.walk, [costs.implementations for costs in table.layers])
         self._prepare_slots(slots)
@@ -202,12 +218,12 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
         self._previous = self._slot[layer][index]
         last = self._layer == self._count
         self._us += us
-        reward = (self._expected[layer] - us) / self._total
         summary = self._summary() if last else None
+        reward = self._latency_reward(self._expected[layer] - us, summary)
         if self.objective != "latency":
             reward = self._bytes_reward(layer, index, summary) + TIE_BREAK * reward
-        if summary is not None and not summary["feasible"]:
-            reward = self._worst - self._excess(summary) - self._return
+        if summary is not None:
+            reward = self._limited(reward, summary)
         self._return += reward
         observation, info = self._observe()
         if summary is not None:
@@ -245,13 +261,38 @@ class DeployEnv(gymnasium.Env[Vector, Any]):
             mask = ledger.mask().view(np.int8)
             if layer < self._count and not mask[baseline]:
                 baseline = next(a for a in self._fastest[layer] if mask[a])
-        return row, {
+        info = {
             "layer": layer,
             "action_mask": mask,
             "baseline": baseline,
             "previous": previous,
             "state": state,
         }
+        if self._measurer is not None:
+            info["measurements"] = self._measurer.count
+        return row, info
+
+    def _latency_reward(self, saved_us: float, summary: dict[str, Any] | None) -> float:
+        if self._measurer is None:
+            return saved_us / self._total
+        if summary is None:
+            return 0.0
+        found = self._measurer(summary["assignment"])
+        summary |= {
+            "measured_us": found.latency_us, "outcome": found.outcome, "message": found.message,
+            "feasible": summary["feasible"] and found.saved is not None,
+        }  # fmt: skip
+        return max(found.saved or 0.0, -_SLOWEST)
+
+    def _limited(self, reward: float, summary: dict[str, Any]) -> float:
+        """The last reward: a plan past the arena's limit, or without a figure, gets a penalty."""
+        if summary.get("outcome", "ok") != "ok":
+            return self._worst - _FAILED - self._return
+        if not summary["feasible"]:
+            return self._worst - self._excess(summary) - self._return
+        if self._measurer is None or self.budgets.max_arena_bytes is None:
+            return reward
+        return max(reward, self._worst - self._return)  # what is measured may be slower than any
 
     def _bytes_reward(self, layer: int, index: int, summary: dict[str, Any] | None) -> float:
         if self.objective == "weights":

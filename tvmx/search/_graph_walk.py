@@ -60,7 +60,8 @@ class GraphBorderWalk:
         covered = [index.get(costs.layer, -1) for costs in table.layers]
         if covered != sorted(set(covered)) or covered[0] < 0:
             raise StoreError("the layers of the cost table are not those of its network, in order")
-        return cls(table.graph, covered, dict(map(_parse, table.transitions.items())))
+        costs = {parse_transition(key): us for key, us in table.transitions.items()}
+        return cls(table.graph, covered, costs)
 
     def reset(self) -> None:
         """Back to the network's inputs."""
@@ -123,10 +124,9 @@ def walk_of(table: CostTable) -> ResumableWalk:
     return GraphBorderWalk.from_table(table)
 
 
-def _parse(entry: tuple[str, float]) -> tuple[ConversionKey, float]:
-    """A transition of a table as the walk asks for it."""
-    key, us = entry
+def parse_transition(key: str) -> ConversionKey:
+    """The key of a table's transition as the walk asks for it."""
     shape, _, forms = key.partition(":")
     source, _, destination = forms.partition(">")
     sizes = tuple(int(size) for size in shape.split("x"))
-    return (sizes, plain_or_blocked(source), plain_or_blocked(destination)), us
+    return sizes, plain_or_blocked(source), plain_or_blocked(destination)

@@ -138,6 +138,11 @@ class Run:
         write_atomic(path, plan.model_dump_json(indent=1) + "\n")
         return path
 
+    @property
+    def plan_folder(self) -> Path:
+        """Folder of the kept plans, and of files that they name."""
+        return self.path / _PLANS
+
     def plan(self, name: str) -> Plan:
         """A kept plan. Raises StoreError, naming those there are."""
         if name not in self.plans():

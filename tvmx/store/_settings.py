@@ -28,6 +28,7 @@ _IDENTITY = {
     "calibration": "calibration",
     "equalise": "equalise",
     "bias_correction": "bias correction",
+    "prune_method": "prune method",
     "skip": "skipped layers",
     "max_accuracy_drop": "max accuracy drop",
     "max_weights": "max weights",
@@ -73,6 +74,7 @@ class RunSettings(BaseModel):
     calibration: Literal["percentile", "minmax", "average", "kl", "mse"] = "percentile"
     equalise: bool = False
     bias_correction: bool = False
+    prune_method: Literal["magnitude", "reconstruction"] = "magnitude"
     skip: tuple[str, ...] = ()
     max_accuracy_drop: float | None = None
     max_weights: int | None = None

@@ -77,7 +77,9 @@ class ScheduleTemplate(ABC):
     asked about others. A float dense template gets the workload as the network has it. An int8
     one gets ``workload.dtype == "int8"``: data, residual and output are s8, the constants come
     from int8 :class:`LayerConstants`, and the result equals
-    ``tvmx.numerics.requantise`` bit for bit. A sparse one gets ``workload.sparsity``, such as
+    ``tvmx.numerics.requantise`` bit for bit. With ``float_epilogue`` it also knows
+    ``epilogue.float_out`` and ``epilogue.float_bias`` (see :func:`tvmx.templates.finished`), and
+    is asked about such workloads. A sparse one gets ``workload.sparsity``, such as
     ``16x1@80``, for each entry of :meth:`sparsities`. An int8 template is asked only about
     workloads whose ``epilogue.rounding`` is among its ``roundings``.
     """
@@ -87,6 +89,7 @@ class ScheduleTemplate(ABC):
     precision: ClassVar[Precision] = "f32"
     sparse: ClassVar[bool] = False
     roundings: ClassVar[frozenset[Rounding]] = frozenset({"even"})
+    float_epilogue: ClassVar[bool] = False
     priority: ClassVar[int] = 100
     examples: ClassVar[tuple[Conv2dWorkload | DenseWorkload, ...]] = ()
     """Workloads that conformance checks add to their own: for a template so specialised that
@@ -129,4 +132,5 @@ class ScheduleTemplate(ABC):
             precision=self.precision,
             sparsity=workload.sparsity,
             fingerprint=fingerprint,
+            float_out=workload.epilogue.float_out,
         )

@@ -1,10 +1,12 @@
 """What block-sparse templates share: which levels they offer, packing, and loops over kept blocks.
 
-The constants of such a kernel are, in order: ``weight`` float32 (kept, R), the kept Rx1 blocks
-row by row; ``indices`` (kept,), where each block's input channel is, as the template encodes it
-(:func:`index_dtype`); ``indptr`` int32 (block rows + 1,); and ``bias`` float32 (block rows, R),
-zero-padded, if the epilogue has one. How many blocks a row keeps is known at run time only, so
-schedules of dense loops do not describe these kernels: they are written statement by statement.
+The constants of such a kernel are, in order: ``weight`` (kept, R * C), the kept RxC blocks row by
+row; ``indices`` (kept,), where each block's inputs are, as the template encodes it
+(:func:`index_dtype`); ``indptr`` int32 (block rows + 1,); ``splits`` int32 (groups + 1,), where
+each group of block rows begins (:func:`even_groups`); then what the epilogue needs: ``bias``
+float32 (block rows, R), zero-padded, if it has one; three constants of int8 kernels. How many
+blocks a row keeps is known at run time only, so schedules of dense loops do not describe these
+kernels: they are written statement by statement.
 """
 
 from __future__ import annotations
@@ -18,33 +20,37 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx.ir import DENSE, LEVELS, BlockSparsity, Conv2dWorkload, DenseWorkload
-from tvmx.numerics import LayerConstants, block_rows
+from tvmx.numerics import BlockRows, LayerConstants, block_rows
 from tvmx.templates._base import Constant, Kernel
 from tvmx.templates._packing import pack_vector
 
 MIN_BLOCKS = 4
 """Layers of fewer blocks are not pruned: a level would be a fraction of a block."""
+ROW_BLOCKS = 4
+"""Blocks that the start, the epilogue and the stores of a row take as long as."""
 LATENCY_SUMS = 8
 """Independent multiply-adds that hide their latency."""
 IndexMap = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 
-def sparsity_levels(rows: int, out_channels: int, in_channels: int) -> tuple[str, ...]:
-    """The sparsities offered for a matrix in blocks of ``rows`` x 1; none for tiny ones."""
-    offered = [BlockSparsity(rows, 1, level) for level in LEVELS]
-    block_count = math.prod(offered[0].blocks(out_channels, in_channels))
+def sparsity_levels(rows: int, outputs: int, inputs: int, columns: int = 1) -> tuple[str, ...]:
+    """The sparsities offered for a matrix in blocks of rows x columns; none for tiny ones."""
+    offered = [BlockSparsity(rows, columns, level) for level in LEVELS]
+    block_count = math.prod(offered[0].blocks(outputs, inputs))
     return tuple(map(str, offered)) if block_count >= MIN_BLOCKS else ()
 
 
-def refuse_sparsity(workload: Conv2dWorkload | DenseWorkload, rows: int) -> str | None:
-    """Why a template of ``rows`` x 1 blocks cannot compute this variant of a layer, or None."""
-    if workload.dtype != "float32":
-        return f"computes float32, not {workload.dtype}"
+def refuse_sparsity(
+    workload: Conv2dWorkload | DenseWorkload, rows: int, columns: int = 1, dtype: str = "float32"
+) -> str | None:
+    """Why a template of such blocks cannot compute this variant of a layer, or None."""
+    if workload.dtype != dtype:
+        return f"computes {dtype}, not {workload.dtype}"
     if workload.sparsity == DENSE:
         return "computes block-sparse layers, this one is dense"
     sparsity = BlockSparsity.parse(workload.sparsity)
-    if sparsity is None or (sparsity.rows, sparsity.columns) != (rows, 1):
-        return f"computes blocks of {rows}x1, not {workload.sparsity}"
+    if sparsity is None or (sparsity.rows, sparsity.columns) != (rows, columns):
+        return f"computes blocks of {rows}x{columns}, not {workload.sparsity}"
     return None
 
 
@@ -63,21 +69,57 @@ def refuse_pointwise(workload: Any, op: str) -> str | None:
     return None
 
 
+def refuse_few_channels(workload: Any, lanes: int) -> str | None:
+    """Why a layer's data does not come in blocks of ``lanes`` channels, or None."""
+    if workload.in_channels < lanes:
+        return f"reads blocks of {lanes} channels, not {workload.in_channels}"
+    return None
+
+
 def index_dtype(largest: int) -> str:
     """The smallest type TVM loads cheaply that holds indices up to ``largest``."""
     return "uint16" if largest < 1 << 16 else "int32"
 
 
-def block_sparse_kernel(func: Any, sparsity: BlockSparsity, dtype: str, encode: IndexMap) -> Kernel:
-    """The kernel with its packing; ``encode`` maps input channels to what ``indices`` holds."""
+def matrix_of(workload: Conv2dWorkload | DenseWorkload) -> tuple[int, int]:
+    """Rows and columns of a layer's weight as a matrix: outputs, and what one of them sums."""
+    outputs, *inner = workload.weight_shape
+    return outputs, math.prod(inner)
+
+
+def even_groups(indptr: npt.NDArray[np.int32], groups: int) -> npt.NDArray[np.int32]:
+    """(groups + 1,) where groups of neighbouring block rows begin that take about as long.
+
+    A row takes as long as its blocks and :data:`ROW_BLOCKS` more. A group may be empty.
+    """
+    rows = np.arange(len(indptr))
+    work = indptr + ROW_BLOCKS * rows
+    wanted = work[-1] * np.arange(groups + 1) / groups
+    after = np.searchsorted(work, wanted)  # the first border at or behind
+    before = np.maximum(after - 1, 0)
+    nearer = wanted - work[before] < work[after] - wanted
+    found: npt.NDArray[np.int32] = np.where(nearer, before, after).astype(np.int32)
+    found[0], found[-1] = 0, len(indptr) - 1
+    return found
+
+
+def pack_rows(
+    kept: BlockRows, dtype: str, encode: IndexMap, groups: int
+) -> tuple[Constant, Constant, Constant]:
+    """``indices``, ``indptr`` and ``splits``; ``encode`` maps block columns to indices."""
+    indices = encode(kept.indices.astype(np.int64)).astype(dtype)
+    return indices, kept.indptr, even_groups(kept.indptr, groups)
+
+
+def block_sparse_kernel(
+    func: Any, sparsity: BlockSparsity, dtype: str, encode: IndexMap, groups: int
+) -> Kernel:
+    """The float kernel of Rx1 blocks with its packing; see :func:`pack_rows`."""
 
     def pack(layer: LayerConstants) -> tuple[Constant, ...]:
         kept = block_rows(layer.weight, sparsity)
-        constants = (
-            kept.data.reshape(-1, sparsity.rows).astype(np.float32, copy=False),
-            encode(kept.indices.astype(np.int64)).astype(dtype),
-            kept.indptr,
-        )
+        weight = kept.data.reshape(-1, sparsity.rows).astype(np.float32, copy=False)
+        constants = (weight, *pack_rows(kept, dtype, encode, groups))
         if layer.bias is None:
             return constants
         return (*constants, pack_vector(layer.bias, sparsity.rows, len(kept.indptr) - 1))
@@ -93,6 +135,7 @@ class SparseBuffers:
     weight: Any
     indices: Any
     indptr: Any
+    splits: Any
     bias: Any | None
     residual: Any | None
     out: Any
@@ -100,39 +143,47 @@ class SparseBuffers:
 
 def emit_kernel(
     workload: Conv2dWorkload | DenseWorkload, data_shape: Sequence[int], out_shape: Sequence[int],
-    dtype: str, body: Callable[[SparseBuffers], None],
+    dtype: str, groups: int, body: Callable[[SparseBuffers], None],
 ) -> Any:  # fmt: skip
-    """The PrimFunc whose statements ``body`` emits through ``tvmx._tvm.builder``.
+    """The PrimFunc (float32) whose statements ``body`` emits through ``tvmx._tvm.builder``.
 
     ``dtype`` is the type of the indices; the shapes are the physical ones.
     """
     from tvmx._tvm import IRBuilder, builder
 
+    with IRBuilder() as ir, builder.prim_func(s_tir=True):
+        builder.func_name("main")
+        builder.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        body(sparse_arguments(workload, data_shape, out_shape, dtype, groups))
+    return ir.get()
+
+
+def sparse_arguments(
+    workload: Conv2dWorkload | DenseWorkload, data_shape: Sequence[int], out_shape: Sequence[int],
+    dtype: str, groups: int,
+) -> SparseBuffers:  # fmt: skip
+    """Emit the arguments of a float kernel; see :func:`emit_kernel`."""
+    from tvmx._tvm import builder
+
     sparsity = BlockSparsity.parse(workload.sparsity)
     assert sparsity is not None
-    out_channels, in_channels = workload.weight_shape[:2]
-    kept = sparsity.kept(out_channels, in_channels)
-    rows = sparsity.blocks(out_channels, in_channels)[0]
+    kept = sparsity.kept(*matrix_of(workload))
+    rows = sparsity.blocks(*matrix_of(workload))[0]
+    has = workload.epilogue
 
     def argument(name: str, shape: Sequence[int], dtype: str = "float32") -> Any:
         return builder.arg(name, builder.buffer(tuple(shape), dtype))
 
-    with IRBuilder() as ir, builder.prim_func(s_tir=True):
-        builder.func_name("main")
-        builder.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-        has = workload.epilogue
-        body(
-            SparseBuffers(
-                argument("data", data_shape),
-                argument("weight", (kept, sparsity.rows)),
-                argument("indices", (kept,), dtype),
-                argument("indptr", (rows + 1,), "int32"),
-                argument("bias", (rows, sparsity.rows)) if has.bias else None,
-                argument("residual", out_shape) if has.residual else None,
-                argument("out", out_shape),
-            )
-        )
-    return ir.get()
+    return SparseBuffers(
+        argument("data", data_shape),
+        argument("weight", (kept, sparsity.rows)),
+        argument("indices", (kept,), dtype),
+        argument("indptr", (rows + 1,), "int32"),
+        argument("splits", (groups + 1,), "int32"),
+        argument("bias", (rows, sparsity.rows)) if has.bias else None,
+        argument("residual", out_shape) if has.residual else None,
+        argument("out", out_shape),
+    )
 
 
 class Views:
@@ -240,6 +291,14 @@ def partial_sums(accumulators: int, unroll: int) -> int:
     while 2 * parts <= unroll and 2 * parts * accumulators <= LATENCY_SUMS:
         parts *= 2
     return parts
+
+
+def for_group(splits: Any, group: Any) -> Any:
+    """A loop over the block rows of a group."""
+    from tvmx._tvm import builder
+
+    first = bind("first_row", load(splits, group))
+    return builder.serial(first, load(splits, group + 1))
 
 
 def for_kept_blocks(

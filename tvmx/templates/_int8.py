@@ -3,7 +3,8 @@
 A template's kernel has, after data and packed weight, three constants: bias int32 and the
 multiplier, both packed like the output channels, and ``params`` float32 (:data:`PARAMS`,). They
 make one kernel serve every layer of the same shape. The multiplier is float32; in fixed-point
-roundings it is int32 with one more axis in front: multipliers, then shifts.
+roundings it is int32 with one more axis in front: multipliers, then shifts. So it is where the
+bias is added in float: multipliers, then biases, all of them float32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tvmx.ir import Epilogue, Rounding, ceil_div
 from tvmx.numerics import FIXED_BITS, LayerConstants, Requantise
 from tvmx.targets import Target
 from tvmx.templates._base import Constant
+from tvmx.templates._epilogue import clipped
 from tvmx.templates._packing import pad_axis
 from tvmx.templates._tiles import is_x86
 
@@ -30,17 +32,40 @@ _ROUNDER = float(3 << 22)
 
 def factor_buffer(epilogue: Epilogue, blocks: int, block: int) -> tuple[tuple[int, ...], str]:
     """Shape and type of the kernel's multiplier, channels in ``blocks`` of ``block``."""
-    if epilogue.rounding == "even":
-        return (blocks, block), "float32"
-    return (2, blocks, block), "int32"
+    dtype = "float32" if epilogue.rounding == "even" else "int32"
+    return ((2, blocks, block) if _two_factors(epilogue) else (blocks, block)), dtype
 
 
 def factor(epilogue: Epilogue, read: Callable[..., Any]) -> tuple[Any, ...]:
-    """What :func:`requantised` multiplies by, as ``read()`` of the multiplier returns it.
+    """What :func:`finished` multiplies by, as ``read()`` of the multiplier returns it.
 
-    In fixed-point roundings these are two: ``read(0)`` and ``read(1)``, the first axis's index.
+    In fixed-point roundings, and where the bias is added in float, these are two: ``read(0)`` and
+    ``read(1)``, the first axis's index.
     """
-    return (read(),) if epilogue.rounding == "even" else (read(0), read(1))
+    return (read(0), read(1)) if _two_factors(epilogue) else (read(),)
+
+
+def _two_factors(epilogue: Epilogue) -> bool:
+    return epilogue.rounding != "even" or epilogue.in_float
+
+
+def finished(
+    accumulator: Any, factors: tuple[Any, ...], params: Any, target: Target, residual: Any | None,
+    lanes: int, epilogue: Epilogue,
+) -> Any:  # fmt: skip
+    """One output element of an int8 kernel, s8 or float32, as :func:`tvmx.numerics.requantise`.
+
+    ``accumulator`` is int32 and has its bias; ``factors`` is what :func:`factor` returns,
+    ``params`` the buffer or TE tensor of that constant, ``residual`` of the output's type or None.
+    With ``lanes`` all but ``params`` are vectors of so many elements.
+    """
+    from tvmx._tvm import tirx
+
+    if not epilogue.float_out:
+        return requantised(accumulator, factors, params, target, residual, lanes, epilogue.rounding)
+    multiplier, bias = factors
+    real = fused(tirx.Cast(f"float32{_suffix(lanes)}", accumulator), multiplier, bias, lanes)
+    return clipped(real if residual is None else real + residual, epilogue, lanes)
 
 
 def requantised(
@@ -60,7 +85,7 @@ def requantised(
         whole = requantised_int32(accumulator, multiplier, params, residual, lanes, rounding)
         return tirx.Cast(f"int8{_suffix(lanes)}", whole)
     kind = f"float32{_suffix(lanes)}"
-    bounded = _scaled(accumulator, _only(multiplier), params, residual, lanes)
+    bounded = _scaled(accumulator, multiplier, params, residual, lanes)
     # One instruction each; tirx.min is a comparison and a choice where the bound is a variable.
     for name, index in (("llvm.minnum", _HIGH), ("llvm.maxnum", _LOW)):
         bounded = tirx.call_llvm_pure_intrin(kind, name, bounded, _splat(params[index], lanes))
@@ -84,7 +109,7 @@ def requantised_int32(
     if rounding != "even":
         assert residual is None
         return _fixed_int32(accumulator, multiplier, params, lanes, rounding)
-    scaled = _scaled(accumulator, _only(multiplier), params, residual, lanes)
+    scaled = _scaled(accumulator, multiplier, params, residual, lanes)
     low, high = (_splat(params[i], lanes) for i in (_LOW, _HIGH))
     bounded = tirx.max(tirx.min(scaled, high), low)
     # TVM's vectoriser turns a loop with tirx.nearbyint into a scalar one; this stays a vector.
@@ -93,10 +118,6 @@ def requantised_int32(
     if residual is not None:
         return whole
     return whole + _splat(params[_OUT_ZERO].astype("int32"), lanes)
-
-
-def _only(multiplier: Any) -> Any:
-    return multiplier[0] if isinstance(multiplier, tuple) else multiplier
 
 
 def _fixed_int32(
@@ -150,11 +171,13 @@ def _scaled(
 
     kind = f"float32{_suffix(lanes)}"
     scaled = tirx.Cast(kind, accumulator)
+    scale, *bias = multiplier if isinstance(multiplier, tuple) else (multiplier,)
     if residual is None:
-        return scaled * multiplier
+        return fused(scaled, scale, bias[0], lanes) if bias else scaled * scale
     wide = tirx.Cast(kind, residual.astype(f"int32{_suffix(lanes)}"))
     factor, offset = (_splat(params[i], lanes) for i in (_RESIDUAL_FACTOR, _RESIDUAL_OFFSET))
-    return fused(scaled, multiplier, fused(wide, factor, offset, lanes), lanes)
+    other = fused(wide, factor, offset, lanes)
+    return fused(scaled, scale, other + bias[0] if bias else other, lanes)
 
 
 def rounded_byte(value: Any, lanes: int = 1) -> Any:
@@ -211,7 +234,8 @@ def epilogue_constants(
     count = blocks or ceil_div(len(bias), block)
     params = np.zeros(PARAMS, np.float32)
     zero = 0 if epilogue.residual else how.out_zero_point
-    params[_LOW], params[_HIGH] = how.low - zero, how.high - zero
+    if not how.float_out:  # else bounds are in the kernel
+        params[_LOW], params[_HIGH] = how.low - zero, how.high - zero
     params[_OUT_ZERO], params[_DATA_ZERO] = how.out_zero_point, how.data_zero_point
     if epilogue.residual:
         params[_RESIDUAL_OFFSET], params[_RESIDUAL_FACTOR] = (
@@ -226,8 +250,10 @@ def epilogue_constants(
 
 
 def _packed_factor(how: Requantise, count: int, block: int) -> Constant:
-    """Multipliers, and shifts where there are any, of ``count`` blocks of ``block`` channels."""
+    """Multipliers, and shifts or biases where there are any, in blocks of channels."""
     whole = pad_axis(how.multiplier, 0, count * block).reshape(count, block)
+    if how.offset is not None:
+        return np.stack([whole, pad_axis(how.offset, 0, count * block).reshape(count, block)])
     if how.shift is None:
         return whole
     # Lanes without a channel get a shift, too: by nothing there would be no half of it.

@@ -26,7 +26,8 @@ AnyArray = npt.NDArray[Any]
 class Operands:
     """Logical arrays (NCHW, OIHW; or (n, in), (out, in)). ``expected`` is the output.
 
-    float32, or s8 data, residual and output for int8 workloads; sparse workloads have a
+    float32, or s8 data, residual and output for int8 workloads (residual and output float32 where
+    the workload says so); sparse workloads have a
     pruned weight.
     """
 
@@ -64,17 +65,21 @@ def _int8_operands(
     workload: Conv2dWorkload | DenseWorkload, rng: np.random.Generator, weight: Array,
     bias: Array | None,
 ) -> Operands:  # fmt: skip
-    params = LayerParams(
-        QuantParams.from_range(-2.5, 3.5), QuantParams.from_range(-3.0, 2.0),
-        QuantParams.from_range(-4.0, 2.5) if workload.epilogue.residual else None,
-    )  # fmt: skip
+    data_params, epilogue = QuantParams.from_range(-2.5, 3.5), workload.epilogue
+    params = LayerParams(data_params, None)
+    if not epilogue.float_out:
+        other = QuantParams.from_range(-4.0, 2.5) if epilogue.residual else None
+        params = LayerParams(data_params, QuantParams.from_range(-3.0, 2.0), other)
     constants = layer_constants(workload, weight, bias, params)
 
     def any_int8(shape: tuple[int, ...]) -> AnyArray:
         return rng.integers(-128, 128, shape, dtype=np.int8)
 
-    data = any_int8(workload.data_shape)
-    residual = any_int8(workload.out_shape) if workload.epilogue.residual else None
+    data, residual = any_int8(workload.data_shape), None
+    if epilogue.residual and epilogue.float_out:
+        residual = rng.standard_normal(workload.out_shape, dtype=np.float32)
+    elif epilogue.residual:
+        residual = any_int8(workload.out_shape)
     return Operands(data, constants, residual, reference(workload, data, constants, residual))
 
 

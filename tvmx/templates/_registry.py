@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from tvmx.errors import TemplateLoadError
-from tvmx.ir import Implementation
+from tvmx.ir import DENSE, Implementation
 from tvmx.targets import Target
 from tvmx.templates._base import ScheduleTemplate
 from tvmx.templates._loading import fingerprint_of, load_template, load_templates, templates_in
@@ -65,16 +65,24 @@ class TemplateEntry:
 
 def _exact(template: ScheduleTemplate, workload: Any) -> bool:
     """Whether it computes a layer in the type and rounding the model states it in, and dense."""
+    epilogue = workload.epilogue
     same = _DTYPES.get(template.precision) == workload.dtype
-    return not template.sparse and same and workload.epilogue.rounding in template.roundings
+    knows = template.float_epilogue or not epilogue.in_float
+    return not template.sparse and same and knows and epilogue.rounding in template.roundings
 
 
-def variants(template: ScheduleTemplate, workload: Any, target: Target) -> list[Any]:
-    """The variants (type, sparsity) of a float dense layer that a template is made for."""
-    dtype = "int8" if template.precision == "int8" else "float32"
-    if template.sparse:
-        return [workload.variant(dtype, s) for s in template.sparsities(workload, target)]
-    return [workload.variant(dtype)]
+def variants(
+    template: ScheduleTemplate, workload: Any, target: Target, *, float_out: bool = False
+) -> list[Any]:
+    """The variants (type, sparsity) of a float dense layer that a template is made for.
+
+    With ``float_out`` int8 ones write float32, if the template can.
+    """
+    sparsities = template.sparsities(workload, target) if template.sparse else (DENSE,)
+    if template.precision == "int8":
+        in_float = float_out and template.float_epilogue
+        return [workload.variant("int8", s, float_out=in_float) for s in sparsities]
+    return [workload.variant("float32", s) for s in sparsities]
 
 
 class Registry:
@@ -149,13 +157,14 @@ class Registry:
         )
 
     def implementations(
-        self, workload: Any, target: Target, *, exact: bool = False
+        self, workload: Any, target: Target, *, exact: bool = False, float_out: bool = False
     ) -> list[tuple[TemplateEntry, Implementation]]:
         """Every way to compute a layer: as the model states it first (the baseline's at the head).
 
         A float layer then has int8 ones, then block-sparse ones, each by (preference, name); one
         that the model states in int8 has no others. ``exact`` leaves out what changes the
-        layer's numbers.
+        layer's numbers. ``float_out`` is for layers that no int8 reads (see
+        :attr:`tvmx.ir.NetworkGraph.read_in_float`): int8 implementations then write float32.
         """
         found = [(e, e.stated(workload, target)) for e in self.legal(workload, target)]
         if exact or workload.dtype != "float32":
@@ -164,7 +173,7 @@ class Registry:
             (entry, variant)
             for entry in self._entries.values()
             if entry.op == workload.op and not _exact(entry.template, workload)
-            for variant in variants(entry.template, workload, target)
+            for variant in variants(entry.template, workload, target, float_out=float_out)
             if entry.template.supports(variant, target) is None
         ]
         others.sort(key=lambda o: (

@@ -25,10 +25,18 @@ Check = Callable[[ScheduleTemplate, Sequence[AnyWorkload], Target], str]
 def supported(
     template: ScheduleTemplate, target: Target, workloads: Sequence[AnyWorkload] | None = None
 ) -> list[AnyWorkload]:
-    """The supported ones of ``workloads``; None: the template's examples and the odd ones."""
+    """The supported ones of ``workloads``; None: the template's examples and the odd ones.
+
+    Two of them with a float output as well, where the template says that it knows such.
+    """
     every = [*template.examples, *odd_workloads(template.op)] if workloads is None else workloads
     mine = [v for w in every if w.op == template.op for v in variants(template, w, target)]
-    return [w for w in mine if template.supports(w, target) is None]
+    mine = [w for w in mine if template.supports(w, target) is None]
+    if not template.float_epilogue:
+        return mine
+    ends = [w.variant("int8", float_out=True) for w in mine]
+    kinds = [[w for w in ends if w.epilogue.residual is residual] for residual in (False, True)]
+    return mine + [w for kind in kinds for w in kind[-1:] if template.supports(w, target) is None]
 
 
 def check_supports(

@@ -86,7 +86,7 @@ def kernel_arrays(
     arrays: list[npt.NDArray[Any]] = [to_physical(operands.data, data_layout), *constants]
     if operands.residual is not None:
         arrays.append(to_physical(operands.residual, layout))
-    fill, dtype = (0x5B, np.int8) if workload.dtype == "int8" else (np.nan, np.float32)
+    fill, dtype = (0x5B, np.int8) if workload.out_dtype == "int8" else (np.nan, np.float32)
     arrays.append(np.full(physical_shape(workload.out_shape, layout), fill, dtype))
     wanted = [(tuple(int(n) for n in p.shape), str(p.dtype)) for p in kernel.func.params]
     given = [(a.shape, str(a.dtype)) for a in arrays]

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tvmx.frontends._reason import RuleError
+
 _LARGEST = 2**40
-
-
-class RuleError(ValueError):
-    """An attribute of the wrong kind or out of its range; the importer adds the node's name."""
 
 
 class Attrs:

@@ -7,26 +7,30 @@ from typing import Any
 
 from tvmx._tvm import relax
 from tvmx.frontends._names import identifier
-from tvmx.frontends.relay._attrs import RuleError
+from tvmx.frontends._reason import RuleError
 from tvmx.frontends.relay._flatten import Step
 from tvmx.frontends.relay._ops import MOST_ELEMENTS
 from tvmx.ir import SourceNode
 from tvmx.passes._dataflow import dtype_of, op_name, shape_of, variables
 
 _ANCHORS = {"relax.nn.conv2d", "relax.matmul", "relax.nn.conv2d_transpose"}
-_MOST_CONSTANTS = 1 << 26  # of all that constants alone make, which is folded here
+_MOST_CONSTANTS = 1 << 26  # elements of all that constants alone make, which is folded here
+_MOST_MADE = 4  # times the weights on top: they are transposed, reshaped, cast
 MOST_DIMENSIONS = 16
 
 
 class Emitter:
-    """Binds calls in a dataflow block. The main result of a step gets the step's name."""
+    """Binds calls in a dataflow block. The main result of a step gets the step's name.
 
-    def __init__(self, builder: Any, inputs: set[str]) -> None:
+    ``weights`` is the number of elements of the program's constants.
+    """
+
+    def __init__(self, builder: Any, inputs: set[str], weights: int) -> None:
         self._builder, self._inputs = builder, inputs
         self._source = SourceNode("", "")
         self._base, self._anchored = "", False
         self._constants: set[Any] = set()
-        self._made = 0
+        self._made, self._most = 0, _MOST_CONSTANTS + _MOST_MADE * weights
         self.sources: dict[str, SourceNode] = {}
         self.nchw: dict[Any, Any] = {}
         """NHWC variable -> the NCHW variable it is the transpose of."""
@@ -75,7 +79,7 @@ class Emitter:
                 raise RuleError(f"its result has the shape {tuple(sizes)}")
             elements = math.prod(sizes)
             self._made += elements if constant else 0
-            if elements > MOST_ELEMENTS or self._made > _MOST_CONSTANTS:
+            if elements > MOST_ELEMENTS or self._made > self._most:
                 raise RuleError(f"its result of shape {tuple(sizes)} is too large")
 
     def items(self, call: Any, count: int) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from tvmx._tvm import relax, tvm
 from tvmx.errors import CorruptModelError, ModelError, TvmxError
 from tvmx.frontends._names import identifier
+from tvmx.frontends._reason import reason_of
 from tvmx.frontends.relay import (
     _rules_elementwise,
     _rules_image,
@@ -15,7 +16,7 @@ from tvmx.frontends.relay import (
     _rules_qnn,
     _rules_shape,
 )
-from tvmx.frontends.relay._attrs import Attrs, RuleError
+from tvmx.frontends.relay._attrs import Attrs
 from tvmx.frontends.relay._emit import Emitter
 from tvmx.frontends.relay._flatten import Program, Result, Step, Value
 from tvmx.frontends.relay._graph import Array, Constant, Var
@@ -56,7 +57,8 @@ class _Importer:
             for name, spec in zip(_unique(inputs), inputs, strict=True)
         ]
         self._builder = relax.BlockBuilder()
-        self._emitter = Emitter(self._builder, {param.name for param in self._params})
+        names = {param.name for param in self._params}
+        self._emitter = Emitter(self._builder, names, _weights(program))
         self._inputs = dict(zip(program.inputs, self._params, strict=True))
         self._constants: dict[Constant, Any] = {}
         self._results: list[Any] = []
@@ -92,12 +94,10 @@ class _Importer:
                 return back(self._emitter, RULES[step.op](self._emitter, *moved))
             result = RULES[step.op](self._emitter, args, attrs)
             return result if isinstance(result, tuple) else self._emitter.finish(result)
-        except RuleError as err:
-            raise self._refused(step, str(err)) from err
         except TvmxError:
             raise
-        except Exception as err:  # whatever Relax runs into
-            raise self._refused(step, _reason(err)) from err
+        except Exception as err:  # RuleError, or whatever Relax runs into
+            raise self._refused(step, reason_of(err)) from err
 
     def _refused(self, step: Step, reason: str) -> ModelError:
         return ModelError(
@@ -145,6 +145,19 @@ class _Importer:
         return list(whole)
 
 
+def _weights(program: Program) -> int:
+    """Elements of all constants that steps read."""
+    found: dict[int, int] = {}
+    left: list[Value] = [arg for step in program.steps for arg in step.args]
+    while left:
+        value = left.pop()
+        if isinstance(value, tuple):
+            left += value
+        elif isinstance(value, Constant):
+            found[id(value)] = value.array.size
+    return sum(found.values())
+
+
 def _constant(array: Array) -> Any:
     # const() is for tensors: it makes vectors of scalars.
     return const(array) if array.ndim else relax.const(tvm.runtime.tensor(array.copy()))
@@ -160,8 +173,3 @@ def _unique(inputs: tuple[TensorSpec, ...]) -> list[str]:
             name = f"{base}_{count}"
         names.append(name)
     return names
-
-
-def _reason(err: BaseException) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(err).__name__

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tvmx._tvm import relax
-from tvmx.frontends.relay._attrs import Attrs, RuleError
+from tvmx.frontends._reason import RuleError
+from tvmx.frontends.relay._attrs import Attrs
 from tvmx.frontends.relay._emit import Emitter, rank_of
 from tvmx.frontends.relay._rules_nn import Args, Rule, constant_array, in_nchw
 from tvmx.passes._dataflow import dtype_of, shape_of

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tvmx._tvm import relax
-from tvmx.frontends.relay._attrs import Attrs, RuleError
+from tvmx.frontends._reason import RuleError
+from tvmx.frontends.relay._attrs import Attrs
 from tvmx.frontends.relay._emit import Emitter, along, axis_of, rank_of, scalar
 from tvmx.passes._dataflow import array_of, const, dtype_of, shape_of
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tvmx._tvm import relax
-from tvmx.frontends.relay._attrs import Attrs, RuleError
+from tvmx.frontends._reason import RuleError
+from tvmx.frontends.relay._attrs import Attrs
 from tvmx.frontends.relay._emit import Emitter, axis_of, rank_of, scalar
 from tvmx.frontends.relay._graph import Array
 from tvmx.frontends.relay._nhwc import moved, to_nchw

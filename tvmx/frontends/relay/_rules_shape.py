@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tvmx._tvm import relax
-from tvmx.frontends.relay._attrs import Attrs, RuleError
+from tvmx.frontends._reason import RuleError
+from tvmx.frontends.relay._attrs import Attrs
 from tvmx.frontends.relay._emit import MOST_DIMENSIONS, Emitter, axis_of, rank_of
 from tvmx.frontends.relay._rules_nn import Args, Rule, constant_array, permuted
 from tvmx.frontends.relay._shape_rules import reshaped, slice_bounds

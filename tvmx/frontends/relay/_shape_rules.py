@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tvmx.frontends.relay._attrs import RuleError
+from tvmx.frontends._reason import RuleError
 
 Shape = tuple[int, ...]
 
