@@ -44,7 +44,10 @@ class Layers:
         self, x: Value, channels: int, kernel: Pair, name: str, *, strides: Pair = (1, 1),
         padding: Pair = (0, 0), depthwise: bool = False, gain: float = 1.0,
     ) -> Value:  # fmt: skip
-        """``layers.conv2d``; a depthwise one has a multiplier of 1. Weights are ``gain`` as large."""
+        """``layers.conv2d``; a depthwise one has a multiplier of 1.
+
+        ``gain``: the size of the weights, compared to others.
+        """
         n, c, h, w = self._nchw(x.shape)
         inner = 1 if depthwise else c
         order = "OIHW" if self.layout == "NCHW" else "HWOI" if depthwise else "HWIO"
@@ -101,15 +104,15 @@ class Layers:
         bias = self._uniform(name, (x.shape[axis],), -0.2, 0.2)
         return Value(call("nn.bias_add", x.expr, bias, axis=axis), x.shape)
 
-    def dense(self, x: Value, units: int, name: str) -> Value:
+    def dense(self, x: Value, units: int, name: str, gain: float = 1.0) -> Value:
         """``nn.dense``, no bias."""
-        weight = self._xavier(name, (units, x.shape[1]), x.shape[1], (1, 1))
+        weight = self._xavier(name, (units, x.shape[1]), x.shape[1], (1, 1), gain)
         expr = call("nn.dense", x.expr, weight, units=units, out_dtype="")
         return Value(expr, (x.shape[0], units))
 
-    def dense_add_bias(self, x: Value, units: int, name: str) -> Value:
+    def dense_add_bias(self, x: Value, units: int, name: str, gain: float = 1.0) -> Value:
         """``layers.dense_add_bias``."""
-        return self.bias_add(self.dense(x, units, name), f"{name}_bias", axis=-1)
+        return self.bias_add(self.dense(x, units, name, gain), f"{name}_bias", axis=-1)
 
     def relu(self, x: Value) -> Value:
         """``nn.relu``."""

@@ -12,7 +12,7 @@ from tests.relay_layers import Layers, Pair, Value
 
 Net = tuple[Layers, Value]
 _EPS = 2e-5
-_GAIN = 0.25  # of what a residual unit adds: softmax would have but one answer
+_GAIN = 0.25  # of what a residual unit adds: the softmax would be 1 of one class and 0 elsewhere
 
 
 def resnet(
@@ -153,7 +153,7 @@ def vgg(image: int, batch_norm: bool, divisor: int = 1, classes: int = 1000) -> 
     x = n.flatten(x)
     for name in ("fc6", "fc7"):
         x = n.dropout(n.relu(n.dense_add_bias(x, 4096 // divisor, name)))
-    return n, n.softmax(n.dense_add_bias(x, classes, "fc8"))
+    return n, n.softmax(n.dense_add_bias(x, classes, "fc8", gain=0.3))
 
 
 def dcgan(ngf: int = 128, layout: str = "NCHW") -> Net:

@@ -32,7 +32,7 @@ from benchmarks._tuner_results import (
 )
 from benchmarks._tuner_summary import Report, missed, summarise
 from benchmarks._tuner_tables import print_tuners
-from benchmarks._tuner_workloads import WORKLOADS, workload_of
+from benchmarks._tuner_workloads import ALL, workload_of
 from tests.explorations import FakePool
 from tvmx.errors import UsageError
 from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue
@@ -169,7 +169,7 @@ def scripted(job: Job) -> float:
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
     """Small workloads; builds and measurements from a script, everything else as it is."""
     for name, workload in zip(NAMES, (conv(16), conv(16, groups=16), conv(32)), strict=True):
-        monkeypatch.setitem(WORKLOADS, name, workload)
+        monkeypatch.setitem(ALL, name, workload)
     runner = FakeRunner(scripted)
 
     @contextmanager

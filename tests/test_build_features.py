@@ -111,7 +111,7 @@ def test_traffic_follows_the_order_of_the_loops() -> None:
     def missed(order: str, chunk: int) -> float:
         found = features(
             "conv2d_direct", big, target,
-            oc_tile=2, oh_tile=1, ow_tile=7, order=order, chunk=chunk, pad="none",
+            oc_tile=2, oh_tile=1, ow_tile=7, order=order, chunk=chunk, pad="none", ic_chunk=0,
         )  # fmt: skip
         return 2.0 ** found["l2_miss"] * ideal
 

@@ -73,7 +73,7 @@ def test_float_int8_and_both_sparse_side_by_side_over_rpc(tmp_path: Path) -> Non
     assert not bad.ok and bad.status == "wrong-output"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(networks(), st.integers(0, 999), st.booleans())
 def test_any_mixed_plan_computes_what_is_simulated(
     proto: onnx.ModelProto, seed: int, small: bool

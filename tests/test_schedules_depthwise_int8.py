@@ -43,7 +43,8 @@ class TestDepthwiseCorners(TestDepthwise):
     workloads = CORNERS
 
     def test_it_supports_every_depthwise_convolution(self) -> None:
-        assert len(self.cases) == len(CORNERS)
+        quantised = [case for case in self.cases if not case.epilogue.float_out]
+        assert len(quantised) == len(CORNERS)
 
 
 @has_vnni

@@ -129,7 +129,7 @@ def test_the_end_of_a_kernel_on_ties_and_the_ends_of_int32(
     epilogue = Epilogue(bias=True, rounding=rounding)
     _, packed, params = epilogue_constants(layer, epilogue, 16)
     out = _tvm.tvm.runtime.tensor(np.full(sums.shape, 0x5B, np.int8))
-    _requantising(len(sums), load_target(form), epilogue)(
+    _requantising(len(sums), form, rounding)(
         *map(_tvm.tvm.runtime.tensor, (sums, packed, params)), out
     )
     pairs = list(zip(multiplier, shift, strict=True))
@@ -143,9 +143,10 @@ def test_the_end_of_a_kernel_on_ties_and_the_ends_of_int32(
 _theirs = functools.cache(theirs)  # the same for each form and zero point
 
 
-def _requantising(rows: int, form: Target, epilogue: Epilogue) -> Any:
+@functools.cache
+def _requantising(rows: int, form: str, rounding: Rounding) -> Any:
     """``requantised`` in the form for a target, of rows of 16 sums."""
-    builder = _tvm.builder
+    builder, epilogue = _tvm.builder, Epilogue(bias=True, rounding=rounding)
     with _tvm.IRBuilder() as ir, builder.prim_func(s_tir=True):
         builder.func_name("kernel")
         builder.func_attr({"tirx.is_scheduled": True, "global_symbol": "kernel"})
@@ -156,7 +157,7 @@ def _requantising(rows: int, form: Target, epilogue: Epilogue) -> Any:
         with builder.serial(0, rows) as i:
             read = factor(epilogue, lambda part: load(scales, part, 0, 0, lanes=16))
             total = load(sums, i, 0, lanes=16)
-            found = requantised(total, read, params, form, None, 16, epilogue.rounding)
+            found = requantised(total, read, params, load_target(form), None, 16, rounding)
             store(out, found, i, 0, lanes=16)
     module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": ir.get()}), load_target("host"))
     return module["kernel"]

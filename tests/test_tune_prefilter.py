@@ -90,7 +90,13 @@ def test_real_tiles_on_a_cortex_a53(a53: Prefilter) -> None:
     code = []
     for oc_tile, ow_tile in ((2, 7), (3, 2)):
         config = Config(
-            oc_tile=oc_tile, oh_tile=1, ow_tile=ow_tile, order="row", chunk=1, pad="root"
+            oc_tile=oc_tile,
+            oh_tile=1,
+            ow_tile=ow_tile,
+            order="row",
+            chunk=1,
+            pad="root",
+            ic_chunk=0,
         )
         func = template.build(layer, config, target).func.with_attr("global_symbol", "k")
         module = _tvm.build_module(_tvm.tvm.IRModule({"k": func}), target)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tvmx.build import BuildResult
 from tvmx.explore._budget import Budget
 from tvmx.explore._evaluate import KernelEvaluator, Pending, Task
-from tvmx.ir import Config, Plan
+from tvmx.ir import DENSE, Config, Plan
 from tvmx.measure import Measurement, compare_measured
 from tvmx.passes import choose, versions
 from tvmx.store import MeasurementRecord
@@ -124,11 +124,14 @@ class KernelTuning:
     def defaults(self) -> None:
         """Measure the default config of every task, the baseline's first.
 
-        Those are measured whatever the budget, the others while it lasts.
+        Those are measured whatever the budget, the others while it lasts: dense kernels of all
+        layers before any sparse one, of which a layer has many.
         """
         firsts = self._firsts()
         self._measure_defaults([t for t in self.tuned if t in firsts], bounded=False)
-        self._measure_defaults([t for t in self.tuned if t not in firsts], bounded=True)
+        others = [t for t in self.tuned if t not in firsts]
+        others.sort(key=lambda t: t.task.variant.sparsity != DENSE)
+        self._measure_defaults(others, bounded=True)
 
     def run(self, tasks: Container[Task]) -> None:
         """Tune the knobs of ``tasks`` until the budget is used up or nothing is left."""
