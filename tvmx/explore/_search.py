@@ -11,6 +11,7 @@ from tvmx.errors import UsageError
 from tvmx.explore._rollouts import SEEDED, SEEDS, ArenaEstimate, Rollout, spread_out
 from tvmx.explore._table import ConversionKey, TunedTable
 from tvmx.explore._walk import estimate_arena
+from tvmx.ir import DENSE
 from tvmx.search import (
     Budgets,
     Correction,
@@ -85,8 +86,9 @@ def search(
     ``weights_elsewhere`` are the library's bytes of constants outside the layers,
     ``baseline_arena`` the planned arena of the baseline, which scales the estimates. Where the
     visible half shows that a plan's layers together lose more than each alone promised, the
-    accuracy budget is tightened and the search repeated. The tuned baseline's templates are
-    always among what is required. On a ``cluster`` the agent plays from several seeds.
+    accuracy budget is tightened and the search repeated. The tuned baseline's templates and
+    the best plan without pruned layers are always among what is required. On a ``cluster`` the
+    agent plays from several seeds.
     """
     sizes = (weights_elsewhere, baseline_arena)
     return _Search(context, table, costs, request, compression, sizes, cluster).run()
@@ -117,13 +119,14 @@ class _Search:
         agents, pool = self._agent()
         exact = self._within(self._exact)
         smallest = None if self._compression is None else self._within(self._smallest)
+        dense = None if self._compression is None else self._within(self._dense)
         tuned = tuple(self._table.table.baseline)
         if request.objective == "latency" and request.max_arena is None:
             fastest = sorted((a for a in (*agents, exact) if a is not None), key=self._latency)
-            required = _distinct([*fastest[:1], smallest, tuned])
+            required = _distinct([*fastest[:1], dense, smallest, tuned])
             others = _distinct([*fastest, self._halfway(fastest[:1], smallest), *pool])
         else:
-            required, others = _distinct([*agents, exact, smallest, tuned])[:KEPT], []
+            required, others = _distinct([*agents, exact, dense, smallest, tuned])[:KEPT], []
         others = [a for a in others if a not in required]
         return Found(
             required, others, self._notes, self._latency, self._lossless, self._corrected,
@@ -243,6 +246,23 @@ class _Search:
             return self._settled(self._smallest(limit))
         found = solve_exact(self._table.table, self._walk(), self._budgets(limit))
         return self._settled(found.actions)
+
+    def _dense(self, limit: float) -> Assignment:
+        """The optimum without pruned layers.
+
+        Pruned weights were fitted to the samples that judge them too, and lose more on others: a
+        plan that needs none is at hand where those with them fail on the samples held out.
+        """
+        table = self._table.table
+        layers = tuple(
+            costs.model_copy(update={"latency_us": tuple(
+                us if how.exact or how.sparsity == DENSE else None
+                for how, us in zip(costs.implementations, costs.latency_us, strict=True)
+            )})
+            for costs in table.layers
+        )  # fmt: skip
+        without = table.model_copy(update={"layers": layers})
+        return self._settled(solve_exact(without, walk_of(without), self._budgets(limit)).actions)
 
     def _smallest(self, limit: float) -> Assignment:
         return pick_memory(self._table.table, self._walk(), self._budgets(limit)).actions
