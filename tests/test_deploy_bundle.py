@@ -254,6 +254,22 @@ def test_an_earlier_bundle_is_replaced(parts: Parts, tmp_path: Path) -> None:
     parts.write(tmp_path / "empty")
 
 
+def test_files_that_the_plan_names(parts: Parts, tmp_path: Path) -> None:
+    out, file = tmp_path / "bundle", "weights/0123456789abcdef.npz"
+    bundle = parts.write(out, beside_plan={file: b"pruned"})
+    assert bundle.manifest.files[file]
+    assert (out / file).read_bytes() == b"pruned"
+    (out / "weights" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"mine\.txt"):
+        parts.write(out)
+    (out / "weights" / "mine.txt").unlink()
+    (out / file).write_bytes(b"other")
+    with pytest.raises(BundleError, match="was altered"):
+        load_bundle(out)
+    parts.write(out)
+    assert not (out / "weights").exists()
+
+
 def test_a_damaged_bundle_is_replaced_too(parts: Parts, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     parts.write(out)
@@ -305,7 +321,9 @@ def test_altered_and_missing_files_are_named(parts: Parts, tmp_path: Path, name:
         load_bundle(out)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/b", "..", ".hidden", ""])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/b/c", "a/../../outside", "a/..", "..", ".hidden", ""]
+)
 def test_file_names_stay_in_the_bundle(parts: Parts, tmp_path: Path, name: str) -> None:
     out = parts.write(tmp_path / "bundle").path
     (tmp_path / "outside").write_text("x")

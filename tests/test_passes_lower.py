@@ -27,8 +27,21 @@ from tests.network_plans import (
 from tests.random_networks import networks
 from tvmx.build import build_network
 from tvmx.errors import BuildError, IllegalConfigError, TemplateLoadError
-from tvmx.ir import Plan
-from tvmx.passes import baseline_plan, check_replay, lower, transfer_plan
+from tvmx.ir import BlockSparsity, LayerChoice, Plan
+from tvmx.numerics import LayerConstants, prune
+from tvmx.passes import (
+    LayerStep,
+    Network,
+    baseline_plan,
+    check_replay,
+    constants_named,
+    float_constants,
+    lower,
+    named,
+    planned,
+    transfer_plan,
+    with_pruned,
+)
 from tvmx.targets import load_target
 from tvmx.templates import Registry
 from tvmx.testing.models import (
@@ -196,22 +209,60 @@ def test_a_plan_carried_to_another_target_keeps_its_templates() -> None:
         assert choice.knobs == template.space(layer.workload, there).default
 
 
-def test_reconstructed_weights_are_not_carried_to_other_blocks() -> None:
-    """Blocks follow the lanes: 16x1 or 8x1 on the host, 4x1 on the Pi. Magnitude may prune anew."""
-    network = network_of(residual_model(channels=32, size=8))
+def reconstructed(network: Network, sparsity: str) -> tuple[Network, Plan]:
+    """A plan whose dense layer has pruned weights of its own, and the network with them."""
     plan = plan_of(network, host())
-    choice = plan.choices[0]
-    implementation = choice.implementation.model_copy(update={"sparsity": "16x1@50"})
-    sparse = choice.model_copy(
-        update={"implementation": implementation, "weights": "0123456789abcdef"}
+    steps = [s for s in network.steps if isinstance(s, LayerStep)]
+    index, step = next((i, s) for i, s in enumerate(steps) if s.layer.workload.op == "dense")
+    blocks = BlockSparsity.parse(sparsity)
+    assert blocks is not None
+    constants = LayerConstants(prune(step.weight, blocks) * np.float32(1.25), step.bias)
+    network = with_pruned(network, {step.layer.index: {sparsity: constants}})
+    choices = list(plan.choices)
+    implementation = choices[index].implementation.model_copy(update={"sparsity": sparsity})
+    choices[index] = named(
+        choices[index].model_copy(update={"implementation": implementation}), network
     )
-    choices = (sparse, *plan.choices[1:])
+    assert choices[index].weights
+    return network, plan.model_copy(update={"choices": tuple(choices)})
+
+
+def pruned_choice(plan: Plan) -> LayerChoice:
+    (choice,) = (c for c in plan.choices if c.weights)
+    return choice
+
+
+@pytest.mark.parametrize("sparsity", ["16x1@50", "8x1@70"])
+def test_reconstructed_weights_are_carried_to_smaller_blocks(sparsity: str) -> None:
+    """Blocks follow the lanes: 16x1 or 8x1 on the host, 4x1 on the Pi, as sparse and the same."""
+    network, plan = reconstructed(network_of(residual_model(channels=32, size=8)), sparsity)
     there = load_target("rpi4")
-    with pytest.raises(BuildError, match=r"pruned by reconstruction in blocks of 16x1@50") as err:
-        transfer_plan(plan.model_copy(update={"choices": choices}), network, registry(), there)
-    assert "--target rpi4" in str(err.value.hint)
-    by_magnitude = sparse.model_copy(update={"weights": ""})
-    choices = (by_magnitude, *plan.choices[1:])
+    carried = transfer_plan(plan, network, registry(), there)
+    choice = pruned_choice(carried)
+    assert choice.implementation.sparsity.startswith("4x1@")
+    assert choice.weights == pruned_choice(plan).weights
+    (before,) = constants_named(network, plan).values()
+    steps = [s for s in planned(network, carried).steps if isinstance(s, LayerStep)]
+    step = next(s for s in steps if s.layer.name == choice.layer)
+    after = float_constants(step, choice.implementation).weight
+    np.testing.assert_array_equal(after, before.weight)
+    level = int(choice.implementation.sparsity.partition("@")[2])
+    rows, columns = before.weight.shape
+    padded = np.pad(before.weight, ((0, -rows % 4), (0, 0))).reshape(-1, 4, columns)
+    empty, total = int((padded == 0).all(axis=1).sum()), len(padded) * columns
+    assert total * level // 100 <= empty
+    assert level >= 50
+    lower(network, carried, registry(), there)
+
+
+def test_reconstructed_weights_are_not_carried_to_larger_blocks() -> None:
+    """Rows of 4 zeros seldom make 16: magnitude may prune anew, reconstruction may not."""
+    network, plan = reconstructed(network_of(residual_model(channels=32, size=8)), "4x1@50")
+    there = host()
+    with pytest.raises(BuildError, match=r"pruned by reconstruction in blocks of 4x1@50") as err:
+        transfer_plan(plan, network, registry(), there)
+    assert "--target host" in str(err.value.hint)
+    choices = tuple(c.model_copy(update={"weights": ""}) for c in plan.choices)
     transfer_plan(plan.model_copy(update={"choices": choices}), network, registry(), there)
 
 

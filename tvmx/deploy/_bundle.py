@@ -68,11 +68,13 @@ def write_bundle(
     golden_inputs: Mapping[str, Array],
     golden_outputs: Sequence[Array],
     plan: Plan,
+    beside_plan: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Write a bundle to the folder ``out``, whole or not at all.
 
     ``golden_inputs`` maps input names to arrays and ``golden_outputs`` lists the right
-    answers, both as ``manifest`` specifies them. An earlier bundle at ``out`` is replaced;
+    answers, both as ``manifest`` specifies them; ``beside_plan`` are further files that the plan
+    names (its pruned weights), by path below the bundle. An earlier bundle at ``out`` is replaced;
     any other content is left alone with a UsageError. Raises UnwritableError, and
     BundleError when library, golden data or plan contradict the manifest.
     """
@@ -83,7 +85,11 @@ def write_bundle(
     try:
         part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:
-            _fill(part, library, manifest, golden_inputs, golden_outputs, plan)
+            files = {
+                GOLDEN: _golden(golden_inputs, golden_outputs), RUNNER: _TEMPLATE.read_bytes(),
+                **(beside_plan or {}),
+            }  # fmt: skip
+            _fill(part, library, manifest, plan, files)
             part.chmod(0o755)
             _move_in(part, out)
         finally:
@@ -183,7 +189,8 @@ def _check_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise UsageError(f"{out} is a file, not a bundle's folder", hint=hint)
     try:
-        names = {entry.name for entry in out.iterdir()} - {"__pycache__"}
+        files = [f for f in out.rglob("*") if f.is_symlink() or not f.is_dir()]
+        names = {str(f.relative_to(out)) for f in files if f.parent.name != "__pycache__"}
     except OSError as err:
         raise unwritable(out, err) from err
     if not names:
@@ -201,24 +208,22 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _fill(
-    part: Path,
-    library: Path,
-    manifest: Manifest,
-    inputs: Mapping[str, Array],
-    outputs: Sequence[Array],
-    plan: Plan,
-) -> None:
+    part: Path, library: Path, manifest: Manifest, plan: Plan, files: Mapping[str, bytes]
+) -> None:  # fmt: skip
     shutil.copyfile(library, part / LIBRARY)
-    (part / GOLDEN).write_bytes(_golden(inputs, outputs))
     plan.save(part / PLAN)
-    shutil.copyfile(_TEMPLATE, part / RUNNER)
-    hashes = {name: _sha256(part / name) for name in _FILES}
+    for name, content in files.items():
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(content)
+    names = dict.fromkeys((*_FILES, *files))
+    hashes = {name: _sha256(part / name) for name in names}
     complete = manifest.model_copy(update={"files": hashes})
     (part / MANIFEST).write_text(complete.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    for name in (*_FILES, MANIFEST):
+    for name in (*names, MANIFEST):
         with (part / name).open("rb") as stream:
             os.fsync(stream.fileno())
-    sync_folder(part)
+    for folder in {part, *((part / name).parent for name in names)}:
+        sync_folder(folder)
 
 
 def _golden(inputs: Mapping[str, Array], outputs: Sequence[Array]) -> bytes:

@@ -12,7 +12,8 @@ from tvmx.ir import DataSource
 MANIFEST_SCHEMA = 1
 
 # A plain file name: no folder, no parent, nothing hidden.
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+_NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+FileName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -13,7 +13,7 @@ from tvmx.errors import RunMismatchError, StoreError, UsageError
 from tvmx.explore._context import Context
 from tvmx.explore._golden import Golden, load_golden
 from tvmx.explore._pick import pick_candidate
-from tvmx.explore._prune_weights import with_weights
+from tvmx.explore._prune_weights import weight_files, with_weights
 from tvmx.explore._reference import Reference, golden_inputs
 from tvmx.explore._request import BundleSummary, CandidateSummary, ExploreResult, Progress, Silent
 from tvmx.explore._so_far import SoFar
@@ -197,7 +197,10 @@ def _write(
         )
         manifest = _manifest(context, built, golden, figures, notes, measured)
         manifest = manifest.model_copy(update={"data": data})
-        bundle = write_bundle(out, built.build.path, manifest, golden.inputs, golden.outputs, plan)
+        bundle = write_bundle(
+            out, built.build.path, manifest, golden.inputs, golden.outputs, plan,
+            beside_plan=weight_files(plan, context.network),
+        )  # fmt: skip
     sizes = manifest.sizes
     return BundleSummary(
         path=str(bundle.path), target=context.target.name, layers_hit=built.lowered.hits,

@@ -18,22 +18,32 @@ from tvmx.store import make_folder, write_atomic
 FOLDER = "weights"
 
 
-def save_weights(folder: Path, plan: Plan, network: Network) -> None:
-    """Write what ``plan`` names; ``folder`` is where the plan is.
+def weight_files(plan: Plan, network: Network) -> dict[str, bytes]:
+    """The files that ``plan`` names, by path beside it.
 
-    Raises UnwritableError, and BuildError where ``network`` does not have it.
+    Raises BuildError where ``network`` does not have its weights.
     """
+    files = {}
     for digest, constants in constants_named(network, plan).items():
-        path = folder / FOLDER / f"{digest}.npz"
-        if path.is_file():
-            continue
-        make_folder(path.parent)
         stream, weight = io.BytesIO(), constants.weight
         if constants.bias is None:
             np.savez_compressed(stream, weight=weight)
         else:
             np.savez_compressed(stream, weight=weight, bias=constants.bias)
-        write_atomic(path, stream.getvalue())
+        files[f"{FOLDER}/{digest}.npz"] = stream.getvalue()
+    return files
+
+
+def save_weights(folder: Path, plan: Plan, network: Network) -> None:
+    """Write what ``plan`` names; ``folder`` is where the plan is.
+
+    Raises UnwritableError, and BuildError as :func:`weight_files` does.
+    """
+    for name, content in weight_files(plan, network).items():
+        path = folder / name
+        if not path.is_file():
+            make_folder(path.parent)
+            write_atomic(path, content)
 
 
 def with_weights(folder: Path, plan: Plan, network: Network) -> Network:

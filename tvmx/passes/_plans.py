@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from tvmx import __version__
 from tvmx._tvm import VERSION
 from tvmx.errors import BuildError
-from tvmx.ir import BlockSparsity, Config, LayerChoice, Plan
+from tvmx.ir import DENSE, BlockSparsity, Config, LayerChoice, Plan
+from tvmx.numerics import own_level
+from tvmx.passes._pruned import constants_named
 from tvmx.passes._quantise import activations_of
 
 if TYPE_CHECKING:
     from tvmx.ir import Implementation, Layer
-    from tvmx.numerics import QuantParams
+    from tvmx.numerics import LayerConstants, QuantParams
     from tvmx.passes._layers import Network
     from tvmx.targets import Target
     from tvmx.templates import Registry, TemplateEntry
@@ -92,31 +94,28 @@ def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Targ
     """The plan's precision, sparsity and templates on another target, at that target's defaults.
 
     The same template where it supports the layer there, else another of the same precision and
-    level of sparsity (blocks follow the target's lanes), else the target's float default.
+    level of sparsity (blocks follow the target's lanes), else the target's float default. Weights
+    pruned by reconstruction stay as they are: in blocks of 4x1, those of 16x1 are as sparse.
 
     Raises:
-        BuildError: a layer was pruned by reconstruction, in blocks that no template of the other
-            target takes: its weights are good for these blocks alone.
+        BuildError: weights pruned by reconstruction are dense in the blocks that the other
+            target's templates take, or not there.
     """
     choices = []
+    constants = constants_named(network, plan)
     for layer in network.graph.layers:
         old = plan.choice(layer.name)
         options = _options(registry, network, layer, target)
         if not options:
             continue
         wanted = old.implementation if old else options[0][1]
+        if old is not None and old.weights:
+            options = _fitting(options, old, constants[old.weights], network, target)
         alike = [o for o in options if _alike(o[1], wanted)] or options
         same = [o for o in alike if o[1].template == wanted.template]
         entry, implementation = (same or alike)[0]
         choice = choose(entry, layer, target, implementation=implementation)
         if old is not None and old.weights:
-            if implementation.sparsity != wanted.sparsity:
-                raise BuildError(
-                    f"layer {layer.name!r} was pruned by reconstruction in blocks of "
-                    f"{wanted.sparsity}, which target {target.name} has no template for",
-                    hint=f"explore for it: `tvmx explore {network.model.path} --target "
-                    f"{target.name} ...`, or pick a plan without pruned layers",
-                )
             choice = choice.model_copy(update={"weights": old.weights})
         choices.append(choice)
     return Plan(
@@ -125,6 +124,34 @@ def transfer_plan(plan: Plan, network: Network, registry: Registry, target: Targ
         corrections=plan.corrections, versions=versions(),
         note=f"carried over from {plan.target}, defaults of {target.name}",
     )  # fmt: skip
+
+
+def _fitting(
+    options: list[tuple[TemplateEntry, Implementation]], old: LayerChoice,
+    constants: LayerConstants, network: Network, target: Target,
+) -> list[tuple[TemplateEntry, Implementation]]:  # fmt: skip
+    """The options that run a layer's pruned weights as they are, at the level of their blocks."""
+    wanted = BlockSparsity.parse(old.implementation.sparsity)
+    found: dict[tuple[str, str, str], tuple[TemplateEntry, Implementation]] = {}
+    for entry, how in options:
+        blocks = BlockSparsity.parse(how.sparsity)
+        if wanted is None or blocks is None or how.precision != old.implementation.precision:
+            continue
+        level = own_level(constants.weight, blocks.rows, blocks.columns)
+        parts = wanted.rows % blocks.rows == 0 and wanted.columns % blocks.columns == 0
+        # A last block of few rows counts as much as a full one: levels differ for parts, too.
+        if level and (parts or level >= wanted.level):
+            sparsity = str(BlockSparsity(blocks.rows, blocks.columns, level))
+            key = (how.template, how.layout, sparsity)
+            found[key] = (entry, how.model_copy(update={"sparsity": sparsity}))
+    if not found:
+        raise BuildError(
+            f"layer {old.layer!r} was pruned by reconstruction in blocks of "
+            f"{wanted or DENSE}, which no template of target {target.name} takes",
+            hint=f"explore for it: `tvmx explore {network.model.path} --target "
+            f"{target.name} ...`, or pick a plan without pruned layers",
+        )
+    return list(found.values())
 
 
 def _alike(implementation: Implementation, wanted: Implementation) -> bool:
