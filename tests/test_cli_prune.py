@@ -173,6 +173,12 @@ def test_the_plan_replays_and_computes_what_was_simulated(
         constants = step.pruned[choice.implementation.sparsity]
         assert own_level(constants.weight, blocks.rows, blocks.columns) >= blocks.level
     build_bundle(folder / "net.onnx", "host", tmp_path / "b", plan=folder / "out" / "plan.json")
+    again = build_bundle(
+        folder / "net.onnx", "host", tmp_path / "again", plan=tmp_path / "b" / "plan.json"
+    )
+    libraries = [tmp_path / name / "model.so" for name in ("b", "again")]
+    assert again.layers_hit
+    assert libraries[0].read_bytes() == libraries[1].read_bytes()
     bundle = load_bundle(tmp_path / "b")
     inputs = [bundle.golden_inputs()[spec.name] for spec in bundle.manifest.inputs]
     (out,) = executed(bundle.path / "model.so", inputs)
