@@ -6,36 +6,28 @@ is killed when it hangs, builds and runs what was imported, and compares with ON
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-import multiprocessing
 import random
-import resource
-import signal
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from pebble import ProcessExpired, ProcessPool
 
+from tests.mutation_runs import judge_many, wind_clock
 from tests.qdq_models import QdqModel
 from tvmx.errors import TvmxError
 from tvmx.testing.models import conv_model, graph_model, onnx_reference, residual_model
 
 make = helper.make_node
 Mutation = Callable[[bytes, random.Random], bytes]
-MEMORY = 2 << 30
-SECONDS = 20.0  # of a processor: the machine may be loaded
-_DEADLINE = 3600.0  # for what waits for ever
 
 
 def quantised() -> onnx.ModelProto:
@@ -310,6 +302,7 @@ def judge(data: bytes, whole: bool = True) -> str:
         kind, model = imported(data, Path(name))
         if model is None or not whole:
             return kind or "imported"
+        wind_clock()
         if any(math.prod(spec.shape) > _LARGE for spec in (*model.inputs, *model.outputs)):
             return "imported, too large to run"
         feeds = {
@@ -368,64 +361,25 @@ def _wrong(got: list[Any], want: list[Any]) -> str:
     raise AssertionError(f"wrong figures: {'; '.join(pairs)}")
 
 
-def judge_in_time(data: bytes, whole: bool) -> str:
-    """:func:`judge`; ends the process where it computes for too long."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    try:
-        return judge(data, whole)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+@dataclass(frozen=True)
+class DamagedOnnx:
+    """A damaged file."""
+
+    data: bytes
+
+    def save(self, folder: Path, name: str) -> None:
+        """Keep it."""
+        (folder / f"{name}.onnx").write_bytes(self.data)
+
+    def judge(self, whole: bool) -> str:
+        """What became of it; see :func:`judge`."""
+        return judge(self.data, whole)
 
 
-def start_worker() -> None:
-    """Bound the memory, and load what every job needs."""
-    import tvmx.build._network
-    import tvmx.frontends._onnx_import
-    import tvmx.passes  # noqa: F401
-
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-
-
-def main() -> int:
-    """Judge many files; print what became of them, and save those that were judged badly."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run-each", type=int, default=1, help="build one in so many")
-    parser.add_argument("--keep", type=Path, default=None, help="folder for the bad ones")
-    given = parser.parse_args()
-    seen: Counter[str] = Counter()
-    bad = 0
-    started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(1, initializer=start_worker, context=context) as pool:
-        numbers = range(given.first, given.first + given.count)
-        for number in numbers:
-            data = mutant(number, given.seed)
-            problem, whole = "", number // len(seeds()) % given.run_each == 0
-            try:
-                seen[
-                    pool.schedule(judge_in_time, args=[data, whole], timeout=_DEADLINE).result()
-                ] += 1
-            except TimeoutError:
-                problem = "hangs"
-            except ProcessExpired as err:
-                slow = err.exitcode == -signal.SIGPROF
-                problem = f"computes for {SECONDS:.0f} s" if slow else f"crashes: {err}"
-            except Exception as err:
-                problem = f"{type(err).__name__}: {str(err)[:300]}"
-            if problem:
-                bad += 1
-                print(f"{number}: {problem}", flush=True)
-                if given.keep:
-                    given.keep.mkdir(exist_ok=True)
-                    (given.keep / f"{given.seed}_{number}.onnx").write_bytes(data)
-    for kind, count in seen.most_common():
-        print(f"{count:6} {kind}")
-    print(f"{given.count} files, {bad} bad, {time.monotonic() - started:.0f} s")
-    return bool(bad)
+def damaged(number: int, seed: int) -> DamagedOnnx:
+    """The damaged file of this number."""
+    return DamagedOnnx(mutant(number, seed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judge_many(damaged, len(seeds())))

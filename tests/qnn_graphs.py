@@ -209,12 +209,12 @@ def _fields(q: Q) -> tuple[tuple[int, ...], str, float, int]:
 
 
 def random_network(seed: int, nhwc: bool) -> tuple[QnnGraph, str]:
-    """A stem, a depthwise block with a sum, branches that are concatenated, pools, a classifier."""
+    """A stem, a depthwise block with a sum, branches concatenated, a pool, a classifier."""
     g = QnnGraph(seed, nhwc)
     rng = g.rng
     batch, c = rng.choice((1, 1, 2)), rng.choice((16, 20, 32))
     x = g.input(
-        (batch, 3, rng.randint(9, 17), rng.randint(9, 17)), rng.choice(("uint8", "int8")),
+        (batch, 3, rng.randint(9, 13), rng.randint(9, 13)), rng.choice(("uint8", "int8")),
         rng.random() < 0.5,
     )  # fmt: skip
     a = g.conv(x, c, 3, strides=(2, 2), padding=(0, 1, 1, 0))
@@ -223,11 +223,10 @@ def random_network(seed: int, nhwc: bool) -> tuple[QnnGraph, str]:
     s = g.pair(rng.choice(("qnn.add", "qnn.subtract", "qnn.mul")), *_same_type(g, a, b))
     if rng.random() < 0.5:
         s = g.requantised(s)
-    e = g.conv(s, rng.choice((16, 24)), 3)
-    j = g.concatenate([*_same_type(g, s, e)])
+    j = g.concatenate([*_same_type(g, s, d)])
     p = g.pool(j, rng.choice(("max", "avg")), 2, rng.choice((1, 2)), rng.choice((0, 1)))
     k = g.conv(p, 17, rng.choice((1, 3)))
-    f = g.dense(g.dense(g.flat_mean(k), 33), 50)
+    f = g.dense(g.flat_mean(k), 50)
     return g, g.json(g.dequantised(f), k.expr)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmx.frontends import load_model
-from tvmx.frontends.relay._fields import FIELDS
+from tvmx.frontends.relay._fields import ATTRS, FIELDS
 from tvmx.frontends.relay._graph import (
     Call,
     Constant,
@@ -33,29 +33,6 @@ from tvmx.ir import Model
 Array = npt.NDArray[Any]
 DATA = Path(__file__).parent / "data" / "relay"
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 1}
-_ATTRS = {
-    "nn.conv2d": "Conv2D", "qnn.conv2d": "Conv2D", "nn.conv2d_transpose": "Conv2DTranspose",
-    "qnn.conv2d_transpose": "Conv2DTranspose", "nn.dense": "Dense", "qnn.dense": "Dense",
-    "nn.matmul": "Matmul", "nn.batch_matmul": "BatchMatmul", "nn.bias_add": "BiasAdd",
-    "nn.batch_norm": "BatchNorm", "nn.layer_norm": "LayerNorm", "nn.instance_norm": "InstanceNorm",
-    "nn.group_norm": "GroupNorm", "nn.lrn": "LRN", "nn.l2_normalize": "L2Normalize",
-    "nn.prelu": "PRelu", "nn.leaky_relu": "LeakyRelu", "nn.softmax": "Softmax",
-    "nn.log_softmax": "Softmax", "nn.dropout": "Dropout", "clip": "Clip",
-    "nn.max_pool2d": "MaxPool2D", "nn.avg_pool2d": "AvgPool2D",
-    "nn.global_max_pool2d": "GlobalPool2D", "nn.global_avg_pool2d": "GlobalPool2D",
-    "nn.adaptive_max_pool2d": "AdaptivePool2D", "nn.adaptive_avg_pool2d": "AdaptivePool2D",
-    "nn.pad": "Pad", "nn.upsampling": "UpSampling", "image.resize2d": "Resize2D",
-    "nn.depth_to_space": "SubPixel", "nn.space_to_depth": "SubPixel", "reshape": "Reshape",
-    "reshape_like": "ReshapeLike", "transpose": "Transpose", "layout_transform": "LayoutTransform",
-    "expand_dims": "ExpandDims", "squeeze": "Squeeze", "concatenate": "Concatenate",
-    "qnn.concatenate": "Concatenate", "stack": "Stack", "split": "Split",
-    "strided_slice": "StridedSlice", "broadcast_to": "InitOp", "zeros": "InitOp", "ones": "InitOp",
-    "full": "InitOp", "take": "Take", "tile": "Tile", "repeat": "Repeat", "reverse": "Reverse",
-    "cast": "Cast", "argmax": "ArgReduce", "argmin": "ArgReduce", "variance": "Variance",
-    "qnn.quantize": "Quantize", "qnn.dequantize": "Dequantize", "qnn.requantize": "Requantize",
-    "qnn.add": "Broadcast", "qnn.subtract": "Broadcast", "qnn.mul": "Broadcast",
-    **dict.fromkeys(("sum", "mean", "max", "min", "prod", "all", "any"), "Reduce"),
-}  # fmt: skip
 
 
 def var(name: str, array: Array) -> Var:
@@ -173,7 +150,7 @@ class Writer:
         )  # fmt: skip
 
     def _attrs(self, expr: Call) -> int:
-        key = _ATTRS.get(expr.op.name) if isinstance(expr.op, Op) else None
+        key = ATTRS.get(expr.op.name) if isinstance(expr.op, Op) else None
         if key is None:
             assert not expr.attrs, expr.op
             return 0

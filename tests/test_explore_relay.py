@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.explorations import scripted
 from tests.relay_files import Writer, call, params_file, var
 from tests.test_frontend_relay_qnn import int_conv, requantize
 from tvmx.cli._main import app
 from tvmx.frontends.relay._graph import Function
 
-pytestmark = [pytest.mark.rpc, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (1, 6, 9, 8)).astype(np.uint8)
 W = RNG.integers(-127, 128, (8, 6, 3, 3)).astype(np.int8)
@@ -50,11 +51,14 @@ def expected() -> Any:
 
 
 def test_explored_exported_and_run(tmp_path: Path) -> None:
+    """Explored on a scripted device (``test_explore_real.py`` has real ones); run as it is."""
     words = saved(tmp_path)
     told = tvmx("import", *words)
     assert told["int8_layers"] == len(told["layers"]) == 1
     run, bundle, out = tmp_path / "run", tmp_path / "bundle", tmp_path / "out.npz"
-    tvmx("explore", *words, "--target", "host", "--trials", "1", "--out", run)
+    with scripted():
+        found = tvmx("explore", *words, "--target", "host", "--trials", "1", "--out", run)
+    assert found["failures"] == 0
     tvmx("export", run, "--out", bundle)
     (chosen,) = json.loads((bundle / "plan.json").read_text())["choices"]
     assert chosen["implementation"]["stated"]

@@ -228,6 +228,8 @@ def test_shapes() -> None:
             (call("strided_slice", x, begin=(0, 2), end=(-1, 3), strides=(1,), slice_mode="size"),
              X[:, 2:5]),
             (call("slice_like", x, np.zeros((1, 2, 3, 4), np.float32)), X[:, :2, :3, :4]),
+            (call("slice_like", x, np.zeros((1, 2, 3, 4), np.float32), axes=(2, -1)),
+             X[:, :, :3, :4]),
             (call("broadcast_to", x, shape=(2, 6, 9, 8), dtype=""), wide),
             (call("tile", x, reps=(2, 1, 1, 1)), np.tile(X, (2, 1, 1, 1))),
             (call("repeat", x, repeats=2, axis=1), X.repeat(2, 1)),

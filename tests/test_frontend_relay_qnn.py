@@ -205,32 +205,43 @@ def test_transposed_convolutions() -> None:
     )  # fmt: skip
 
 
-def test_a_transposed_convolution_between_layers_is_deployed_as_it_is_written() -> None:
-    """A convolution, a transposed one and a convolution: the outer two are int8 kernels."""
+def test_transposed_convolutions_are_int8_layers() -> None:
+    """Between two convolutions, and with uneven strides, edges cut off and one in NHWC."""
     first, last = (RNG.integers(-127, 128, (4, 4, 3, 3)).astype(np.int8) for _ in range(2))
-    up = RNG.integers(-128, 128, (4, 4, 4, 4)).astype(np.int8)
+    up = RNG.integers(-127, 128, (4, 4, 4, 4)).astype(np.int8)
+    odd = RNG.integers(-127, 128, (4, 6, 2, 3)).astype(np.int8)
     same: dict[str, Any] = {"padding": (1, 1, 1, 1), "channels": 4, "kernel_size": (3, 3),
                             "out_dtype": "int32"}  # fmt: skip
     half: dict[str, Any] = {"strides": (2, 2), "padding": (1, 1, 1, 1), "output_padding": (0, 0)}
+    uneven: dict[str, Any] = {"strides": (3, 1), "padding": (2, 0, 3, 1), "output_padding": (1, 0)}
 
-    def bytes_of(sums: Expr, source: float) -> Expr:
-        return call("qnn.requantize", sums, source, 0, 1.0, 7, axis=1, out_dtype="uint8")
+    def bytes_of(sums: Expr, source: float, axis: int = 1, rounding: str = "UPWARD") -> Expr:
+        return call("qnn.requantize", sums, source, 0, 1.0, 7, axis=axis, out_dtype="uint8",
+                    rounding=rounding)  # fmt: skip
 
-    def expected(sums: Array, source: float) -> Array:
-        return requantize(sums, source, 0, 1.0, 7, "uint8")
+    def expected(sums: Array, source: float, rounding: str = "UPWARD") -> Array:
+        return requantize(sums, source, 0, 1.0, 7, "uint8", rounding)
 
     a = bytes_of(call("qnn.conv2d", x, first, 7, 0, 0.1, 0.2, **same), 0.003)
     b = bytes_of(transposed(a, up, 0, **half, kernel_layout="IOHW"), 0.002)
     c = bytes_of(call("qnn.conv2d", b, last, 7, 0, 0.1, 0.2, **same), 0.004)
+    nhwc = {"data_layout": "NHWC", "kernel_layout": "HWOI"}
+    channels_last = call("transpose", x, axes=(0, 2, 3, 1))
+    # 1 / 64: halves occur.
+    d = bytes_of(transposed(channels_last, odd.transpose(2, 3, 1, 0).copy(), 0, **uneven, **nhwc),
+                 2.0**-6, 3, "TONEAREST")  # fmt: skip
     want = expected(int_conv(X, 7, first, 0, 1), 0.003)
     want = expected(int_transposed(want, 7, up, 0, (2, 2), (1, 1, 1, 1), (0, 0)), 0.002)
     want = expected(int_conv(want, 7, last, 0, 1), 0.004)
-    network = extract_layers(load(module_json([x], c)))
-    assert [layer.workload.dtype for layer in network.graph.layers] == ["int8", "int8"]
+    other = int_transposed(X, 7, odd, 0, (3, 1), (2, 0, 3, 1), (1, 0))
+    other = expected(other, 2.0**-6, "TONEAREST").transpose(0, 2, 3, 1)
+    network = extract_layers(load(module_json([x], Tuple((c, d)))))
+    assert [layer.workload.dtype for layer in network.graph.layers] == ["int8"] * 4
     plan = baseline_plan(network, registry(), host())
-    (got,) = execute(lower(network, plan, registry(), host()).mod, host(), [X])
-    np.testing.assert_array_equal(got, want)
-    assert np.unique(want).size > 50
+    got = execute(lower(network, plan, registry(), host()).mod, host(), [X])
+    for ours, theirs in zip(got, (want, other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.unique(theirs).size > 50
 
 
 def test_sums_products_and_concatenations() -> None:

@@ -66,9 +66,11 @@ def check_file_writable(path: Path, what: str = "--output") -> Path:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UnwritableError(f"{what} {path}: folder {folder} does not exist")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UnwritableError(f"{what} {path} cannot be written: permission denied")
-    return path
+    try:
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
+            return path
+    except OSError as err:
+        raise UnwritableError(f"{what} {path} cannot be written: {err.strerror}") from err
 
 
 def check_schedules(folders: Sequence[Path] | None) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmx.errors import ModelError, UsageError
+from tvmx.errors import CorruptModelError, ModelError, UsageError
 from tvmx.ir import Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ __all__ = ["SUPPORTED_SUFFIXES", "check_model", "load_model", "model_digest", "t
 
 SUPPORTED_SUFFIXES = (".onnx", ".pt2", ".relay", ".relay.json", ".relay.txt")
 _RELAY_SUFFIXES = (".relay", ".relay.json", ".relay.txt", ".json")
+_RELAY_JSON = (b"{", b'{"', b"{\n", b"{\r", b"{ ")
 _PICKLED_SUFFIXES = (".pt", ".pth")
 _NAMES = ", ".join(SUPPORTED_SUFFIXES)
 _HINT = f"supported: {_NAMES}"
@@ -134,7 +135,10 @@ def _params_file(file: Path, params: str | Path | None) -> Path | None:
     if params is None:
         return None
     if not _is_relay(file):
-        raise UsageError(f"{file} is no Relay file: its weights are in it, not in {params}")
+        raise UsageError(
+            f"{file} is no Relay file: its weights are in it, not in {params}",
+            hint="leave --params out",
+        )
     if not Path(params).is_file():
         raise UsageError(
             f"parameter file {params} does not exist",
@@ -144,12 +148,29 @@ def _params_file(file: Path, params: str | Path | None) -> Path | None:
 
 
 def _check_kind(file: Path) -> None:
-    suffix = file.suffix.lower()
-    if suffix in SUPPORTED_SUFFIXES:
-        return
+    if file.name.lower().endswith((*SUPPORTED_SUFFIXES, *_RELAY_SUFFIXES)):
+        _check_name(file)
     # An ONNX file starts with field 1 (ir_version), a small varint.
-    if not _is_torch(file) and not _is_relay(file) and _head(file)[:1] != b"\x08":
+    elif not _is_torch(file) and not _is_relay(file) and _head(file)[:1] != b"\x08":
         raise ModelError(f"{file}: not a model format tvmx knows", hint=_HINT)
+
+
+def _check_name(file: Path) -> None:
+    """Refuse a file whose first bytes are another format's than its name is."""
+    head = _head(file)
+    relay = head[:2] in _RELAY_JSON or head[:2] == b"#["
+    kinds = (
+        ("an ONNX model", head[:1] == b"\x08", (".onnx",)),
+        ("a torch.export archive", head == b"PK\x03\x04", (".pt2",)),
+        ("a Relay file", relay, (".relay.txt" if head[:1] == b"#" else ".relay.json",
+                                 *_RELAY_SUFFIXES)),
+    )  # fmt: skip
+    for kind, found, names in kinds:
+        if found and not file.name.lower().endswith(names):
+            raise CorruptModelError(
+                f"{file} is {kind} by its first bytes, and no {file.suffix} file",
+                hint=f"mv {file} {file.with_suffix(names[0])}",
+            )
 
 
 def _is_torch(file: Path) -> bool:
@@ -167,9 +188,8 @@ def _is_relay(file: Path) -> bool:
     """Whether TVM wrote the file: by its name, else ``{`` or ``#[version``."""
     if file.name.lower().endswith(_RELAY_SUFFIXES):
         return True
-    return file.suffix.lower() not in SUPPORTED_SUFFIXES and _head(file).lstrip()[:2] in (
-        b"{", b'{"', b"{\n", b"{\r", b"{ ", b"#[",
-    )  # fmt: skip
+    head = _head(file).lstrip()[:2]
+    return file.suffix.lower() not in SUPPORTED_SUFFIXES and (head in _RELAY_JSON or head == b"#[")
 
 
 def _head(file: Path) -> bytes:

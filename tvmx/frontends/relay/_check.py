@@ -64,9 +64,11 @@ def _read(path: Path) -> Module:
     except OSError as err:
         raise UsageError(f"cannot read model {path}: {err.strerror}") from err
     except UnicodeDecodeError as err:
-        raise CorruptModelError(f"{path} is no Relay file: it is not text") from err
+        raise CorruptModelError(
+            f"{path} is no Relay file: it is not text", hint="save or copy the file again"
+        ) from err
     if not text.strip():
-        raise CorruptModelError(f"{path} is empty")
+        raise CorruptModelError(f"{path} is empty", hint="save or copy the file again")
     read = read_module if text.lstrip()[0] == "{" else read_text
     return read(text, str(path))
 

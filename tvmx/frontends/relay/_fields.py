@@ -6,6 +6,7 @@ attribute's declared type tells.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 Kind = Literal["int", "float", "str", "node"]
@@ -67,6 +68,7 @@ FIELDS: dict[str, dict[str, Kind]] = {
     "TransposeAttrs": {"axes": "node"},
     "ExpandDimsAttrs": {"axis": "int", "num_newaxis": "int"},
     "SqueezeAttrs": {"axis": "node"},
+    "SliceLikeAttrs": {"axes": "node"},
     "SplitAttrs": {"indices_or_sections": "node", "axis": "int"},
     "StridedSliceAttrs": {
         "begin": "node", "end": "node", "strides": "node", "slice_mode": "str", "axes": "node",
@@ -91,3 +93,40 @@ FIELDS: dict[str, dict[str, Kind]] = {
     "BroadcastAttrs": {"lhs_axis": "int", "rhs_axis": "int"},
 }  # fmt: skip
 """The part of a type key behind ``relay.attrs.`` -> attribute -> kind."""
+
+ATTRS: dict[str, str] = {
+    "nn.conv2d": "Conv2D", "qnn.conv2d": "Conv2D", "nn.conv2d_transpose": "Conv2DTranspose",
+    "qnn.conv2d_transpose": "Conv2DTranspose", "nn.dense": "Dense", "qnn.dense": "Dense",
+    "nn.matmul": "Matmul", "nn.batch_matmul": "BatchMatmul", "nn.bias_add": "BiasAdd",
+    "nn.batch_norm": "BatchNorm", "nn.layer_norm": "LayerNorm", "nn.instance_norm": "InstanceNorm",
+    "nn.group_norm": "GroupNorm", "nn.lrn": "LRN", "nn.l2_normalize": "L2Normalize",
+    "nn.prelu": "PRelu", "nn.leaky_relu": "LeakyRelu", "nn.softmax": "Softmax",
+    "nn.log_softmax": "Softmax", "nn.dropout": "Dropout", "clip": "Clip",
+    "nn.max_pool2d": "MaxPool2D", "nn.avg_pool2d": "AvgPool2D",
+    "nn.global_max_pool2d": "GlobalPool2D", "nn.global_avg_pool2d": "GlobalPool2D",
+    "nn.adaptive_max_pool2d": "AdaptivePool2D", "nn.adaptive_avg_pool2d": "AdaptivePool2D",
+    "nn.pad": "Pad", "nn.upsampling": "UpSampling", "image.resize2d": "Resize2D",
+    "nn.depth_to_space": "SubPixel", "nn.space_to_depth": "SubPixel", "reshape": "Reshape",
+    "reshape_like": "ReshapeLike", "transpose": "Transpose", "layout_transform": "LayoutTransform",
+    "expand_dims": "ExpandDims", "squeeze": "Squeeze", "concatenate": "Concatenate",
+    "qnn.concatenate": "Concatenate", "stack": "Stack", "split": "Split",
+    "slice_like": "SliceLike", "strided_slice": "StridedSlice", "broadcast_to": "InitOp",
+    "zeros": "InitOp", "ones": "InitOp", "full": "InitOp",
+    "take": "Take", "tile": "Tile", "repeat": "Repeat", "reverse": "Reverse",
+    "cast": "Cast", "argmax": "ArgReduce", "argmin": "ArgReduce", "variance": "Variance",
+    "qnn.quantize": "Quantize", "qnn.dequantize": "Dequantize", "qnn.requantize": "Requantize",
+    "qnn.add": "Broadcast", "qnn.subtract": "Broadcast", "qnn.mul": "Broadcast",
+    **dict.fromkeys(("sum", "mean", "max", "min", "prod", "all", "any"), "Reduce"),
+}  # fmt: skip
+"""Operator -> its attributes' type, without ``Attrs``."""
+
+_OTHERS = frozenset({"auto_scheduler_rewritten_layout", "meta_schedule_original_shape"})
+"""What TVM's tuners leave behind; nothing that is computed depends on it."""
+
+WITHOUT = frozenset({"qnn.add", "qnn.subtract", "qnn.mul"})
+"""Operators that had no attributes in older versions."""
+
+
+def unknown_attributes(kind: str, names: Iterable[str]) -> list[str]:
+    """Those that attributes of a type (a key of :data:`FIELDS`) do not have in any version."""
+    return sorted(set(names) - set(FIELDS[kind]) - _OTHERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tvmx.frontends.relay._fields import FIELDS
+from tvmx.frontends.relay._fields import ATTRS, FIELDS, WITHOUT, unknown_attributes
 from tvmx.frontends.relay._graph import (
     Array,
     Call,
@@ -136,8 +136,11 @@ class _Builder:
         return Op(self._nodes.text(index))
 
     def _call(self, index: int) -> Call:
-        attrs = self._attrs(self._nodes.ref(index, "attrs"))
-        return Call(self._get(index, "op"), self._list(index, "args"), attrs, self._span(index))
+        op, attrs_index = self._get(index, "op"), self._nodes.ref(index, "attrs")
+        if isinstance(op, Op):
+            self._check_kind(op.name, self._nodes.kind(attrs_index), index)
+        attrs = self._attrs(attrs_index)
+        return Call(op, self._list(index, "args"), attrs, self._span(index))
 
     def _tuple(self, index: int) -> Tuple:
         return Tuple(self._list(index, "fields"))
@@ -158,12 +161,21 @@ class _Builder:
         variables = tuple(param for param in params if isinstance(param, Var))
         return Function(variables, self._get(index, "body"))
 
+    def _check_kind(self, op: str, kind: str, index: int) -> None:
+        """Attributes of another operator would leave this one with its defaults."""
+        wanted = f"relay.attrs.{ATTRS[op]}Attrs" if op in ATTRS else kind
+        if kind != wanted and (kind or op not in WITHOUT):
+            raise self._nodes.error(f"node {index}: {op} has {kind or 'no attributes'}")
+
     def _attrs(self, index: int) -> Mapping[str, Any]:
         nodes = self._nodes
         kind = nodes.kind(index)
         fields = FIELDS.get(kind.removeprefix("relay.attrs."))
         if fields is None:
             return {}
+        unknown = unknown_attributes(kind.removeprefix("relay.attrs."), nodes.names(index))
+        if unknown:
+            raise nodes.error(f"node {index} ({kind}) has an attribute {unknown[0][:80]!r}")
         found: dict[str, Any] = {}
         for name in nodes.names(index):
             how = fields.get(name)

@@ -19,10 +19,10 @@ Rule = Callable[[Emitter, Args, Attrs], Any]
 
 def permuted(e: Emitter, value: Any, source: str, target: str) -> Any:
     """``value`` with its dimensions in another order, both given by letters."""
+    if sorted(source) != sorted(target) or len(source) != rank_of(value):
+        raise RuleError(f"layout {source} of {rank_of(value)} dimensions cannot become {target}")
     if source == target:
         return value
-    if sorted(source) != sorted(target) or len(source) != rank_of(value):
-        raise RuleError(f"layout {source} cannot become {target}")
     moved = e.emit(relax.op.permute_dims(value, [source.index(letter) for letter in target]))
     if (source, target) == ("NCHW", "NHWC"):
         e.nchw[moved] = value
@@ -43,6 +43,7 @@ def convolution(e: Emitter, data: Any, weight: Any, attrs: Attrs, out_dtype: str
     groups = attrs.count("groups", 1)
     layout = attrs.text("kernel_layout", "OIHW")
     weight = _depthwise(e, permuted(e, weight, layout, "OIHW"), attrs, groups)
+    _as_stated(attrs, shape_of(weight)[0], shape_of(weight)[2:])
 
     def run(nchw: Any) -> Any:
         return relax.op.nn.conv2d(
@@ -51,6 +52,15 @@ def convolution(e: Emitter, data: Any, weight: Any, attrs: Attrs, out_dtype: str
         )  # fmt: skip
 
     return in_nchw(e, data, attrs, run, "data_layout")
+
+
+def _as_stated(attrs: Attrs, channels: int, kernel: Sequence[int]) -> None:
+    """Raises RuleError where attributes say something else about the weights than their shape."""
+    if attrs.integer("channels", channels) != channels:
+        raise RuleError(f"channels is {attrs.integer('channels')}, the weights have {channels}")
+    if attrs.has("kernel_size") and attrs.pair("kernel_size", 1) != tuple(kernel):
+        sizes = attrs.pair("kernel_size", 1)
+        raise RuleError(f"kernel_size is {sizes}, the weights have {tuple(kernel)}")
 
 
 def _depthwise(e: Emitter, weight: Any, attrs: Attrs, groups: int) -> Any:
@@ -66,13 +76,20 @@ def _conv2d(e: Emitter, args: Args, attrs: Attrs) -> Any:
     return convolution(e, args[0], args[1], attrs, attrs.text("out_dtype"))
 
 
-def transposed_convolution(e: Emitter, data: Any, weight: Any, attrs: Attrs, dtype: str) -> Any:
-    """Weights are (in, out, height, width), which TVM before 0.9 calls OIHW."""
+def transposed_weights(e: Emitter, data: Any, weight: Any, attrs: Attrs) -> Any:
+    """Weights as (in, out, height, width), which TVM before 0.9 calls OIHW."""
     layout = attrs.text("kernel_layout", "OIHW")
     channel = attrs.text("data_layout", "NCHW").find("C")
     if layout == "OIHW" and shape_of(weight)[0] == shape_of(data)[channel]:
         layout = "IOHW"
     weight = permuted(e, weight, layout, "IOHW")
+    _as_stated(attrs, shape_of(weight)[1] * attrs.count("groups", 1), shape_of(weight)[2:])
+    return weight
+
+
+def transposed_convolution(e: Emitter, data: Any, weight: Any, attrs: Attrs, dtype: str) -> Any:
+    """A 2-d transposed convolution."""
+    weight = transposed_weights(e, data, weight, attrs)
 
     def run(nchw: Any) -> Any:
         return relax.op.nn.conv2d_transpose(
@@ -97,13 +114,17 @@ def last_two_swapped(e: Emitter, value: Any) -> Any:
     return e.emit(relax.op.permute_dims(value, [*range(rank - 2), rank - 1, rank - 2]))
 
 
-def dense(e: Emitter, data: Any, weight: Any, out_dtype: str) -> Any:
+def dense(e: Emitter, data: Any, weight: Any, attrs: Attrs, out_dtype: str) -> Any:
     """``data`` times the transposed ``weight`` (out, in)."""
-    return relax.op.matmul(data, last_two_swapped(e, weight), out_dtype or None)
+    swapped = last_two_swapped(e, weight)
+    units = shape_of(swapped)[-1]
+    if attrs.integer("units", units) != units:
+        raise RuleError(f"units is {attrs.integer('units')}, the weights have {units}")
+    return relax.op.matmul(data, swapped, out_dtype or None)
 
 
 def _dense(e: Emitter, args: Args, attrs: Attrs) -> Any:
-    return dense(e, args[0], args[1], attrs.text("out_dtype"))
+    return dense(e, args[0], args[1], attrs, attrs.text("out_dtype"))
 
 
 def _matmul(e: Emitter, args: Args, attrs: Attrs) -> Any:

@@ -29,10 +29,12 @@ from tvmx.frontends.relay._rules_nn import (
     convolution,
     dense,
     transposed_convolution,
+    transposed_weights,
 )
 from tvmx.frontends.relay._rules_shape import cast
+from tvmx.frontends.relay._rules_transposed import spread, turned
 from tvmx.numerics import FIXED_BITS, fixed_point
-from tvmx.passes._dataflow import const, dtype_of
+from tvmx.passes._dataflow import const, dtype_of, shape_of
 
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -206,16 +208,28 @@ def _conv2d(e: Emitter, args: Args, attrs: Attrs) -> Any:
 def _conv2d_transpose(e: Emitter, args: Args, attrs: Attrs) -> Any:
     _accumulator(attrs)
     points = _one(_zero_points(args[3], "kernel zero point"), "kernel zero point")
-    data = _data(e, args, attrs)
     weight = _shifted(e, args[1], np.array([points]), 0, "int32")
-    return transposed_convolution(e, data, weight, attrs, "int32")
+    zeros, layout = _zero_points(args[2], "input zero point"), attrs.text("data_layout", "NCHW")
+    limits = np.iinfo(_integer_type(dtype_of(args[0])))
+    one = zeros.size == 1 and limits.min <= zeros[0] <= limits.max
+    if not one or layout not in ("NCHW", "NHWC") or rank_of(args[0]) != 4:
+        return transposed_convolution(e, _data(e, args, attrs), weight, attrs, "int32")
+    weight = transposed_weights(e, args[0], weight, attrs)
+    kernel, groups = shape_of(weight)[2:], attrs.count("groups", 1)
+    data = args[0] if layout == "NCHW" else to_nchw(e, args[0])
+    data, padding = spread(e, data, int(zeros[0]), attrs, (kernel[0], kernel[1]))
+    sums = relax.op.nn.conv2d(
+        _shifted(e, data, zeros, 1, "int32"), turned(e, weight, groups), padding=padding,
+        dilation=attrs.pair("dilation", 1), groups=groups, out_dtype="int32",
+    )  # fmt: skip
+    return sums if layout == "NCHW" else moved(e, e.emit(sums))
 
 
 def _dense(e: Emitter, args: Args, attrs: Attrs) -> Any:
     _accumulator(attrs)
     data = _shifted(e, args[0], _zero_points(args[2], "input zero point"), 1, "int32")
     weight = _shifted(e, args[1], _zero_points(args[3], "kernel zero point"), 0, "int32")
-    return dense(e, data, weight, "int32")
+    return dense(e, data, weight, attrs, "int32")
 
 
 def _operands(args: Args) -> tuple[tuple[Array, Array], tuple[Array, Array], tuple[Array, Array]]:

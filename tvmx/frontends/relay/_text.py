@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tvmx.errors import CorruptModelError, ModelError
+from tvmx.frontends.relay._fields import ATTRS, unknown_attributes
 from tvmx.frontends.relay._graph import (
     Array,
     Call,
@@ -314,6 +315,10 @@ class _Parser:
                 args.append(self._expr())
             if not self._is(")"):
                 self._expect(",")
+        if isinstance(op, Op) and op.name in ATTRS:
+            unknown = unknown_attributes(f"{ATTRS[op.name]}Attrs", attrs)
+            if unknown:
+                self._fail(f"{op.name} has no attribute {unknown[0][:80]!r}")
         return Call(op, tuple(args), attrs, self._expect(")").span)
 
     # literals
