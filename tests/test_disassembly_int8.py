@@ -38,7 +38,8 @@ DEPTHWISE = Conv2dWorkload(
 
 
 def template_for(workload: Conv2dWorkload | DenseWorkload) -> ScheduleTemplate:
-    name = "depthwise_int8" if workload == DEPTHWISE else f"{workload.op}_int8"
+    depthwise = isinstance(workload, Conv2dWorkload) and workload.is_depthwise
+    name = "depthwise_int8" if depthwise else f"{workload.op}_int8"
     return load_template(name, schedules_dir() / f"{name}.py")
 
 
@@ -95,6 +96,29 @@ def test_requantisation_on_arm_is_bounds_and_an_addition(name: str, board: str) 
     assert count(f"fadd{vector},", text) >= 7
     for slow in ("fcmgt", "bif", "bit", "frintx", "fcvtzs", "fcvtns"):
         assert count(f"{slow}{vector},", text) == 0, slow
+
+
+@pytest.mark.parametrize("board", ["rpi3b+", "rpi4", "rpi5"])
+@pytest.mark.parametrize("name", ["3x3", "1x1", "dense", "depthwise"])
+def test_float_outputs_on_arm_are_a_multiply_add_in_the_tile(name: str, board: str) -> None:
+    """int8 in, float out: the same inner loop, and nothing narrowed to bytes behind it."""
+    usual = WORKLOADS.get(name, DEPTHWISE)
+    floating = usual.model_copy(
+        update={"epilogue": Epilogue(bias=True, clip_min=0.0, float_out=True)}
+    )
+    text = assembly(floating, load_target(board))
+    vector = r"\s+v\d+\.4s"
+    fused = count(f"fmla{vector},", text)
+    assert fused == count(f"scvtf{vector},", text) >= 1
+    for narrowing in ("sqxtn", "xtn", "uzp1", "fcvtzs", "fcvtns", "frintn"):
+        assert count(rf"{narrowing}\s+v\d+\.(?:8b|16b|4h|8h)", text) == 0, narrowing
+    if name != "depthwise":
+        product = "sdot" if board == "rpi5" else "sadalp"
+        loops = [inner_loop(each, product) for each in (assembly(usual, load_target(board)), text)]
+        assert [count(product, "\n".join(loop)) for loop in loops] == [
+            count(product, "\n".join(loops[0]))
+        ] * 2
+        assert spills(loops[1]) <= spills(loops[0])
 
 
 @pytest.mark.parametrize("name", ["3x3", "1x1", "first"])

@@ -14,10 +14,12 @@ from tvmx._tvm import relax, tirx, tvm
 from tvmx.build import build_network
 from tvmx.frontends import load_model
 from tvmx.ir import physical_shape, to_logical, to_physical
+from tvmx.numerics import ChannelWindow
 from tvmx.passes import baseline_plan, extract_layers, lower
 from tvmx.passes._dataflow import op_name
 from tvmx.passes._groups import free_vars
-from tvmx.passes._lrn import Lrn, find_lrns, lrn_kernel
+from tvmx.passes._lrn import Lrn, find_lrns
+from tvmx.passes._lrn_kernel import lrn_kernel
 from tvmx.targets import load_target
 from tvmx.templates import Registry
 from tvmx.testing.models import graph_model, onnx_reference
@@ -103,7 +105,7 @@ def test_a_part_that_others_read_keeps_it_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rpi3b+", "aarch64"])
 def test_short_vectors(name: str) -> None:
     """Blocks of four channels and a window of eleven: several blocks to either side."""
-    lrn = Lrn(None, (0,), (1, 10, 3, 6), 11, 5, 0.1, 1.0, 0.75)
+    lrn = Lrn(None, (0,), (1, 10, 3, 6), ChannelWindow(11, 5, 0.1, 1.0, 0.75))
     target = load_target(name)
     for layout in ("NCHW4c", "NCHW"):
         func = lrn_kernel(lrn, layout, target)

@@ -18,8 +18,9 @@ from tvmx.cli._preflight import check_model
 from tvmx.errors import UnwritableError, UsageError
 
 if TYPE_CHECKING:
-    from tvmx.ir import Layer, NetworkGraph, TensorSpec
+    from tvmx.ir import Layer, TensorSpec
     from tvmx.ir import Model as ImportedModel
+    from tvmx.passes import Network
 
 EPILOG = """Examples:
   tvmx import network.onnx
@@ -69,7 +70,7 @@ def import_model(
     from tvmx.passes import extract_layers
 
     loaded = load_model(model, shapes, params)
-    data = _describe(loaded, extract_layers(loaded).graph)
+    data = _describe(loaded, extract_layers(loaded))
     if output is not None:
         _write(loaded, output)
         data["written"] = str(output)
@@ -94,7 +95,8 @@ def _write(model: ImportedModel, output: Path) -> None:
         raise UnwritableError(f"cannot write {output}: {err.strerror}") from err
 
 
-def _describe(model: ImportedModel, graph: NetworkGraph) -> dict[str, Any]:
+def _describe(model: ImportedModel, network: Network) -> dict[str, Any]:
+    graph = network.graph
     others = Counter(node.op for node in graph.nodes if node.kind != "layer")
     return {
         "model": str(model.path),
@@ -108,6 +110,8 @@ def _describe(model: ImportedModel, graph: NetworkGraph) -> dict[str, Any]:
         "macs_elsewhere": graph.macs_elsewhere,
         "parameters": sum(layer.parameters for layer in graph.layers),
         "int8_layers": sum(layer.workload.dtype == "int8" for layer in graph.layers),
+        "dynamic_layers": network.dynamic_layers,
+        "integer_products_elsewhere": network.integer_products_elsewhere,
         "other_operators": dict(sorted(others.items())),
     }
 
@@ -175,8 +179,15 @@ def _render(screen: Screen, data: dict[str, Any]) -> None:
 
 def _stated(data: dict[str, Any]) -> str | None:
     """Of a quantised model: how many layers are integer arithmetic with the model's own scales."""
-    count = data["int8_layers"]
-    return f"{count} of {len(data['layers'])}, with the model's own scales" if count else None
+    count, dynamic = data["int8_layers"], data["dynamic_layers"]
+    elsewhere = data["integer_products_elsewhere"]
+    if not count and not elsewhere:
+        return None
+    text = f"{count} of {len(data['layers']) + elsewhere}"
+    parts = ["with the model's own scales"] if count > dynamic else []
+    parts += [f"{dynamic} with scales found at run time"] if dynamic else []
+    parts += [f"{elsewhere} integer products in plain int32, which is slow"] if elsewhere else []
+    return ", ".join([text, *parts])
 
 
 def _text(spec: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from tvmx._tvm import relax, tvm
 from tvmx.ir import Conv2dWorkload, DataType, DenseWorkload, Epilogue, Rounding
 from tvmx.numerics import LayerConstants, StatedWeight
 from tvmx.passes._dataflow import op_name
+from tvmx.passes._dynamic import DynamicLayer, Dynamics
 from tvmx.passes._operator import clip_bounds
 from tvmx.passes._qdq import Qdq
 
@@ -46,7 +47,7 @@ class Group:
     is the binding that makes its output int8, None where the output is float. ``float_bias``: the
     bias is no whole number of the sums' steps. ``stated`` is all constants where the model states
     the layer in whole numbers throughout, in its ``rounding``. ``padding`` (top, left, bottom,
-    right) is added to the anchor's own.
+    right) is added to the anchor's own. ``dynamic``: its data is quantised at run time.
     """
 
     anchor: int
@@ -60,6 +61,7 @@ class Group:
     float_bias: bool = False
     rounding: Rounding = "even"
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dynamic: DynamicLayer | None = None
 
     @property
     def float_out(self) -> bool:
@@ -82,7 +84,9 @@ def single_readers(bindings: list[Any], uses: Counter[Any]) -> dict[Any, int]:
     return readers
 
 
-def find_groups(bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> list[Group]:
+def find_groups(
+    bindings: list[Any], readers: dict[Any, int], qdq: Qdq, dynamics: Dynamics
+) -> list[Group]:
     """Every anchor with what it absorbs, in network order.
 
     An anchor takes in the per-channel bias, residual add and clip that alone read its result, in
@@ -93,11 +97,10 @@ def find_groups(bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> list[
     # Backwards, so that of two convolutions joined by an add the later one absorbs it: the
     # other operand exists by then, and no live range grows.
     for index in reversed(range(len(bindings))):
-        weight = _anchor_weight(bindings[index].value, qdq)
-        if weight is None:
+        group = _anchored(index, bindings[index].value, qdq, dynamics.layers.get(index))
+        if group is None:
             continue
-        group = Group(index, [index], weight)
-        current = index
+        current = group.members[-1]
         while True:
             reader = readers.get(bindings[current].var)
             if reader is None or reader in taken:
@@ -106,10 +109,22 @@ def find_groups(bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> list[
                 break
             group.members.append(reader)
             current = reader
-        _state(group, bindings, readers, qdq)
+        if group.dynamic is None:
+            _state(group, bindings, readers, qdq)
         taken.update((*group.members, group.last))
         groups.append(group)
     return sorted(groups, key=lambda g: g.anchor)
+
+
+def _anchored(index: int, call: Any, qdq: Qdq, dynamic: DynamicLayer | None) -> Group | None:
+    """The group of an anchor alone; None if the call is none."""
+    if dynamic is not None:
+        return Group(
+            index, list(dynamic.members), dynamic.real_weight, stated=dynamic.weight,
+            dynamic=dynamic,
+        )  # fmt: skip
+    weight = _anchor_weight(call, qdq)
+    return None if weight is None else Group(index, [index], weight)
 
 
 def _state(group: Group, bindings: list[Any], readers: dict[Any, int], qdq: Qdq) -> None:

@@ -99,7 +99,7 @@ def multiply_te(a: Any, pa: QuantParams, b: Any, pb: QuantParams, out: QuantPara
 
     def element(*i: Any) -> Any:
         product = (at(a, i, pa) * at(b, i, pb)).astype("float32")
-        return _moved(product * factor, out.zero_point)
+        return saturated(product * factor, out.zero_point)
 
     return te.compute(shape, element, name="multiply")
 
@@ -127,8 +127,9 @@ def rescale_te(x: Any, params: QuantParams, out: QuantParams) -> Any:
     if params == out:
         return x
     factor = _float(float(rescale_factor(params, out)))
+    zero = out.zero_point
     return te.compute(
-        x.shape, lambda *i: _moved(_shifted(x[i], params) * factor, out.zero_point), name="rescale"
+        x.shape, lambda *i: saturated(_shifted(x[i], params) * factor, zero), name="rescale"
     )
 
 
@@ -223,8 +224,8 @@ def _byte(bounded: Any, zero: int) -> Any:
     return rounded_byte(bounded) + tirx.const(int(byte), "int8")
 
 
-def _moved(scaled: Any, zero: int) -> Any:
-    """Saturate, round half to even, move by the zero point; float32 -> s8."""
+def saturated(scaled: Any, zero: int) -> Any:
+    """A float32 element as s8: saturated, rounded half to even, moved by the zero point."""
     return _byte(_between(scaled, _float(QMIN - zero), _float(QMAX - zero)), zero)
 
 
@@ -233,7 +234,7 @@ def _shifted(q: Any, params: QuantParams) -> Any:
 
 
 def _quantise(x: Any, params: QuantParams) -> Any:
-    return _moved(x * _float(float(params.inverse)), params.zero_point)
+    return saturated(x * _float(float(params.inverse)), params.zero_point)
 
 
 def _dequantise(q: Any, params: QuantParams) -> Any:
@@ -245,7 +246,7 @@ def _mean(total: Any, taps: int, count: Any, params: QuantParams, out: QuantPara
     mean = (total - _int(taps * params.zero_point)).astype("float32") / count
     if out != params:
         mean = mean * _float(float(rescale_factor(params, out)))
-    return _moved(mean, out.zero_point)
+    return saturated(mean, out.zero_point)
 
 
 # pools

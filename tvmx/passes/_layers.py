@@ -22,7 +22,8 @@ from tvmx.ir import (
     StatedValue,
 )
 from tvmx.numerics import LayerConstants, StatedWeight
-from tvmx.passes._dataflow import const, op_name
+from tvmx.passes._dataflow import const, dtype_of, op_name
+from tvmx.passes._dynamic import DynamicLayer, Dynamics, real_anchor
 from tvmx.passes._groups import (
     Group,
     find_groups,
@@ -35,14 +36,14 @@ from tvmx.passes._integer_layer import IntegerLayer
 from tvmx.passes._integers import PARAMS, Integers, operator_in
 from tvmx.passes._layout_rules import classify
 from tvmx.passes._lrn import Lrn, find_lrns
-from tvmx.passes._operator import Operator, operator_of
+from tvmx.passes._operator import Operator, lrn_operator, operator_of
 from tvmx.passes._qdq import OperatorGroup, Qdq
 
 if TYPE_CHECKING:
     from tvmx.ir import Model
 
 Array = npt.NDArray[np.float32]
-_ELEMENTWISE = frozenset({"add", "multiply", "clip", "table"})
+_FOLLOW = frozenset({"add", "multiply", "clip", "table", "lrn"})
 _ANY_SCALE = frozenset({"max_pool", "reshape"})  # the same in float and int8, to the bit
 
 
@@ -54,7 +55,8 @@ class LayerStep:
     ``bindings`` are the original ones, emitted as they are where no template covers the layer.
     ``stated`` is the weight of a layer that the model states in int8, or all constants of one that
     it states in whole numbers throughout. ``pruned`` are constants for sparse implementations, by
-    sparsity: see :mod:`tvmx.passes._pruned`.
+    sparsity: see :mod:`tvmx.passes._pruned`. ``dynamic``: its data is quantised at run time, with a
+    scale and zero point of each run's own.
     """
 
     layer: Layer
@@ -63,18 +65,21 @@ class LayerStep:
     bias: Array | None
     stated: StatedWeight | LayerConstants | None = None
     pruned: Mapping[str, LayerConstants] = field(default_factory=dict)
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
 class OpStep:
     """A Relax binding between layers; with ``lrn`` it is the last of several that are one.
 
-    ``operator`` says what it computes where int8 can take its place.
+    ``operator`` says what it computes where int8 can take its place. ``dynamic``: it quantises,
+    with a scale and zero point found from the data.
     """
 
     binding: Any
     lrn: Lrn | None = None
     operator: Operator | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,21 @@ class Network:
     values: tuple[Any, ...]
     equalised: tuple[ChannelValues, ...] = ()
     original: Network | None = None
+
+    @property
+    def dynamic_layers(self) -> int:
+        """Layers whose data is quantised at run time."""
+        return sum(isinstance(step, LayerStep) and step.dynamic for step in self.steps)
+
+    @property
+    def integer_products_elsewhere(self) -> int:
+        """Convolutions and products of whole numbers that are no layers."""
+        return sum(
+            isinstance(step, OpStep)
+            and op_name(step.binding.value) in ("relax.nn.conv2d", "relax.matmul")
+            and dtype_of(step.binding.var) == "int32"
+            for step in self.steps
+        )
 
 
 def extract_layers(model: Model) -> Network:
@@ -110,29 +130,36 @@ def extract_layers(model: Model) -> Network:
     uses = Counter(v for b in bindings for v in free_vars(b.value))
     uses.update(free_vars(func.body.body))
     qdq = Qdq(bindings, [func.body.body])
-    groups = find_groups(bindings, single_readers(bindings, uses), qdq)
+    readers = single_readers(bindings, uses)
+    dynamics = Dynamics(bindings, readers, [func.body.body])
+    groups = find_groups(bindings, readers, qdq, dynamics)
     taken = {i for group in groups for i in (*group.members, group.last)}
-    operators = {group.members[-1]: group for group in qdq.operators(uses, taken)}
-    integers = Integers(bindings, [func.body.body])
     lrns = find_lrns(bindings, uses)
-    return _Assembly(model, bindings, qdq, integers, groups, operators, lrns).network()
+    operators = {group.members[-1]: group for group in qdq.operators(uses, taken, lrns)}
+    lrns = {last: lrn for last, lrn in lrns.items() if last not in _members(operators)}
+    integers = Integers(bindings, [func.body.body])
+    return _Assembly(model, bindings, qdq, integers, dynamics, groups, operators, lrns).network()
+
+
+def _members(operators: Mapping[int, OperatorGroup]) -> set[int]:
+    return {i for group in operators.values() for i in group.members}
 
 
 class _Assembly:
     """Numbers values and lines up nodes and steps."""
 
     def __init__(
-        self, model: Model, bindings: list[Any], qdq: Qdq, integers: Integers,
+        self, model: Model, bindings: list[Any], qdq: Qdq, integers: Integers, dynamics: Dynamics,
         groups: list[Group], operators: dict[int, OperatorGroup], lrns: dict[int, Lrn],
     ) -> None:  # fmt: skip
         self._model, self._bindings = model, bindings
         self._qdq, self._integers = qdq, integers
         self._groups = {group.last: group for group in groups}
-        self._operators, self._lrns = operators, lrns
+        self._operators, self._lrns, self._dynamics = operators, lrns, dynamics
         inside = {i for group in groups for i in (*group.members, group.last)}
         inside |= {i for lrn in lrns.values() for i in lrn.members}
-        inside |= {i for group in operators.values() for i in group.members}
-        self._inside = inside | qdq.skipped | integers.members
+        inside |= _members(operators)
+        self._inside = inside | qdq.skipped | integers.members | dynamics.members
         self._read_as_float = self._float_reads() if qdq.params else set()
         self._ids: dict[Any, int] = {}
         self._shapes: list[tuple[int, ...]] = []
@@ -174,10 +201,13 @@ class _Assembly:
         return self._ids[var]
 
     def _step(self, index: int, binding: Any) -> None:
+        if index in self._dynamics.values:
+            data, made = self._dynamics.values[index]
+            node = Node("quantise", (self._number(data),), self._number(made), "dynamic_quantise",
+                        int8=True)  # fmt: skip
+            self._put(node, OpStep(binding, dynamic=True))
         if index in self._lrns:
-            lrn = self._lrns[index]
-            self._put(Node("follow", (self._number(lrn.source),), self._number(binding.var), "lrn"),
-                      OpStep(binding, lrn))  # fmt: skip
+            self._lrn(binding, self._lrns[index])
         elif index in self._groups:
             self._layer(self._groups[index])
         elif index in self._operators:
@@ -208,23 +238,35 @@ class _Assembly:
         layer = self._describe(group)
         self._layers.append(layer)
         anchor = bindings[group.anchor].value
-        reads = [anchor.args[0]] + ([group.residual] if group.residual is not None else [])
+        dynamic = group.dynamic
+        reads = [anchor.args[0] if dynamic is None else dynamic.value]
+        reads += [group.residual] if group.residual is not None else []
         made = bindings[group.members[-1]].var
         if group.quantising is not None:
             made = self._qdq.canonical[bindings[group.quantising].var]
         operands = tuple(self._number(v) for v in reads)
-        parts = (_plain(bindings[group.anchor], group.weight),)
-        parts += tuple(bindings[i] for i in group.members[1:])
+        first = 1 if dynamic is None else len(dynamic.members)
+        last = bindings[group.members[first - 1]].var
+        parts = (_plain(bindings[group.anchor], group.weight, dynamic, last),)
+        parts += tuple(bindings[i] for i in group.members[first:])
         self._put(
             Node("layer", operands, self._number(made), layer.op, layer.index),
-            LayerStep(layer, parts, group.weight, group.bias, group.stated),
-        )
+            LayerStep(layer, parts, group.weight, group.bias, group.stated,
+                      dynamic=dynamic is not None),
+        )  # fmt: skip
+
+    def _lrn(self, binding: Any, lrn: Lrn) -> None:
+        # Where the model states its data alone in int8, it states that it computes in float here.
+        operator = None if self._qdq.stated(lrn.source) else lrn_operator(lrn)
+        source, made = self._number(lrn.source), self._number(binding.var)
+        node = Node("follow", (source,), made, "lrn", int8=operator is not None)
+        self._put(node, OpStep(binding, lrn, operator))
 
     def _operator(self, group: OperatorGroup) -> None:
         """One that the model states in int8."""
         q = self._bindings[group.members[-1]].var
         operands = tuple(self._number(v) for v in group.reads)
-        follows = group.operator.kind in _ELEMENTWISE
+        follows = group.operator.kind in _FOLLOW
         kind = "follow" if follows else classify(group.binding)
         node = Node(kind, operands, self._number(self._qdq.canonical[q]), group.operator.kind,
                     int8=True)  # fmt: skip
@@ -301,7 +343,7 @@ class _Assembly:
         """
         stated = [g for g in self._groups.values() if g.stated and not g.float_out]
         int8 = {i for g in stated for i in g.members}
-        int8 |= {i for g in self._operators.values() for i in g.members}
+        int8 |= _members(self._operators)
         found = set(free_vars(self._model.mod["main"].body.body))
         for index, binding in enumerate(self._bindings):
             if index not in int8:
@@ -344,9 +386,14 @@ class _Assembly:
         )
 
 
-def _plain(binding: Any, weight: Array) -> Any:
-    """An anchor with a float constant as its weight, which may be a quantised one."""
+def _plain(binding: Any, weight: Array, dynamic: DynamicLayer | None, made: Any) -> Any:
+    """An anchor with a float constant as its weight, which may be a quantised one.
+
+    One whose data is ``dynamic`` makes the float variable ``made`` of dequantised data.
+    """
     call = binding.value
+    if dynamic is not None:
+        return relax.VarBinding(made, real_anchor(call, dynamic.value, weight))
     if isinstance(call.args[1], tvm.ir.GenericConst):
         return binding
     matrix = weight.T if op_name(call) == "relax.matmul" else weight

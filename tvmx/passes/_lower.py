@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tvmx._tvm import relax, tirx, tvm
 from tvmx.errors import BuildError, TemplateError
 from tvmx.ir import (
@@ -19,15 +21,25 @@ from tvmx.ir import (
     Node,
     Plan,
     block_of,
+    dtype_of,
     is_int8,
     physical_shape,
+    stored_as,
 )
 from tvmx.numerics import LayerConstants, clip_to, corrected, layer_constants
 from tvmx.passes import _int8_ops as int8
 from tvmx.passes._default_schedule import schedule_rest
+from tvmx.passes._dynamic_kernels import (
+    constants_of,
+    dynamic_dequantise_te,
+    dynamic_quantise_te,
+    range_kernel,
+    run_time_constants,
+)
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._layout_rules import emit_blocked
-from tvmx.passes._lrn import Lrn, lrn_kernel
+from tvmx.passes._lrn import Lrn
+from tvmx.passes._lrn_kernel import lrn_kernel
 from tvmx.passes._memory_marks import IN_PLACE, OPAQUE, mark_concats
 from tvmx.passes._operator import Operator
 from tvmx.passes._pruned import float_constants, planned
@@ -78,7 +90,9 @@ class _Lowering:
         self.params = params_of(network.graph, plan.activations)
         self.corrections = corrections_of(plan, network.graph)
         self.env: dict[tuple[int, str], Any] = {}
+        self.built: dict[str, Kernel] = {}
         self.kernels: dict[str, tuple[Kernel, Any]] = {}
+        self.ranges: dict[int, Any] = {}  # scale and zero point of values that find theirs
         self.conversions: list[Conversion] = []
         self.weights_bytes: dict[str, int] = {}
         self.hits = 0
@@ -103,7 +117,8 @@ class _Lowering:
     def _node(self, node: Node, step: LayerStep | OpStep) -> None:
         choice = self.plan.choice(step.layer.name) if isinstance(step, LayerStep) else None
         how = choice.implementation if choice else None
-        if choice is not None and how is not None and how.precision == "int8":
+        at_run_time = isinstance(step, LayerStep) and step.dynamic
+        if choice is not None and how is not None and how.precision == "int8" and not at_run_time:
             # Before a conversion needs them.
             layer_params(node, self.params, choice.layer, how.float_out)
         placement = self.walk.step(node, how)
@@ -119,13 +134,22 @@ class _Lowering:
 
     def _convert(self, conversions: tuple[Conversion, ...]) -> None:
         for c in conversions:
-            source = self.env[c.value, c.source]
-            params = self.params.get(c.value)
+            source, to = self.env[c.value, c.source], c.destination
+            params, ranges = self.params.get(c.value), self.ranges.get(c.value)
+            back = ranges is not None and not is_int8(to)
+            if back:  # for a layer that no template covers: its bytes, then numbers
+                to = stored_as(to, "int8")
             call = self.bb.call_te(
-                lambda x, c=c, p=params: int8.convert(x, c.shape, c.source, c.destination, p),
+                lambda x, c=c, to=to, p=params: int8.convert(x, c.shape, c.source, to, p),
                 source, primfunc_name_hint=conversion_name(c),
             )  # fmt: skip
-            self.env[c.value, c.destination] = self.bb.emit(call)
+            result = self.bb.emit(call)
+            if back:
+                made = self.bb.call_te(
+                    dynamic_dequantise_te, result, ranges, primfunc_name_hint="dequantise"
+                )
+                result = self.bb.emit(made)
+            self.env[c.value, c.destination] = result
             self.conversions.append(c)
 
     def _layer(self, node: Node, step: LayerStep, choice: LayerChoice, operands: list[Any]) -> Any:
@@ -136,10 +160,18 @@ class _Lowering:
                 f"({choice.workload}, the model has {workload.digest})",
                 hint="replay a plan only on the model it was made for",
             )
-        kernel, var = self._kernel(step, choice)
-        constants = kernel.constants(self._constants(node, step, choice))
-        self.weights_bytes[step.layer.name] = sum(c.nbytes for c in constants)
-        args = [operands[0], *(relax.const(c) for c in constants), *operands[1:]]
+        own = self._constants(node, step, choice)
+        kernel, var = self._kernel(step, choice, own)
+        if step.dynamic:
+            ranges = self.ranges[node.inputs[0]]
+            found = run_time_constants(
+                self.bb, kernel, step, ranges, choice.implementation.template
+            )
+        else:
+            packed = kernel.constants(own)
+            found = [relax.const(c) for c in packed], sum(c.nbytes for c in packed)
+        constants, self.weights_bytes[step.layer.name] = found
+        args = [operands[0], *constants, *operands[1:]]
         shape = physical_shape(workload.out_shape, choice.implementation.layout)
         self.hits += 1
         result = relax.TensorType(shape, choice.implementation.out_dtype)
@@ -152,22 +184,30 @@ class _Lowering:
             return float_constants(step, how)
         if isinstance(step.stated, LayerConstants):
             return step.stated
+        if step.dynamic:
+            return constants_of(step, np.float32(1), 0)  # of any range: those of a run replace them
         params = layer_params(node, self.params, step.layer.name, how.float_out)
         trained = float_constants(step, how)
         bias = corrected(trained.bias, self.corrections.get(step.layer.index))
         workload = how.variant(step.layer.workload)
         return layer_constants(workload, trained.weight, bias, params, step.stated)
 
-    def _kernel(self, step: LayerStep, choice: LayerChoice) -> tuple[Kernel, Any]:
+    def _kernel(
+        self, step: LayerStep, choice: LayerChoice, own: LayerConstants
+    ) -> tuple[Kernel, Any]:
+        """The kernel of a layer, shared by all whose weights its code is for."""
         impl = choice.implementation
+        workload = impl.variant(step.layer.workload)
         key = f"{choice.workload}|{impl.model_dump_json()}|{choice.knobs.key()}"
-        if key not in self.kernels:
+        if key not in self.built:
             template = self.registry.get(impl.template).template
             try:
-                workload = impl.variant(step.layer.workload)
-                kernel = template.build(workload, choice.knobs, self.target)
+                self.built[key] = template.build(workload, choice.knobs, self.target)
             except TemplateError as err:
                 raise type(err)(f"layer {step.layer.name!r}: {err.message}", hint=err.hint) from err
+        kernel = self.built[key].of(own)
+        key = f"{key}|{kernel.structure}"
+        if key not in self.kernels:
             func = kernel.func
             if workload.epilogue.residual and kernel.in_place:
                 func = func.with_attr(IN_PLACE, [len(func.params) - 2])
@@ -180,13 +220,11 @@ class _Lowering:
         func = func.with_attrs({"tirx.is_scheduled": True, "op_pattern": OPAQUE})
         return self.bb.add_func(func, name)
 
-    def _lrn(self, lrn: Lrn, data: Any, layout: str) -> Any:
-        var = self._add(lrn_kernel(lrn, layout, self.target), "lrn")
-        return self.bb.emit(
-            relax.call_tir(
-                var, [data], relax.TensorType(physical_shape(lrn.shape, layout), "float32")
-            )
-        )
+    def _lrn(self, node: Node, lrn: Lrn, data: Any, form: str) -> Any:
+        params = (self.params[node.inputs[0]], self.params[node.output]) if is_int8(form) else None
+        var = self._add(lrn_kernel(lrn, form, self.target, params), "lrn")
+        result = relax.TensorType(physical_shape(lrn.shape, form), dtype_of(form))
+        return self.bb.emit(relax.call_tir(var, [data], result))
 
     def _int8(self, node: Node, operator: Operator, operands: list[Any], form: str) -> Any:
         """An operator between layers on int8 inputs in format ``form``."""
@@ -194,6 +232,8 @@ class _Lowering:
         out = self.params[node.output]
         if operator.kind == "reshape":
             return self.bb.emit(relax.op.reshape(operands[0], graph.shapes[node.output]))
+        if operator.lrn is not None:
+            return self._lrn(node, operator.lrn, operands[0], form)
         if operator.group is not None:
             return operator.group.emit(self.bb, operands, form)
         if operator.chain is not None:
@@ -227,6 +267,15 @@ class _Lowering:
         params = self.params[node.output]
         return self._elementwise(lambda x: int8.quantise_te(x, params), value, "quantise")
 
+    def _dynamic_quantise(self, node: Node, value: Any, form: str) -> Any:
+        shape = self.network.graph.shapes[node.inputs[0]]
+        var = self._add(range_kernel(shape, form, self.target), "range")
+        ranges = self.bb.emit(relax.call_tir(var, [value], relax.TensorType((2,), "float32")))
+        self.ranges[node.output] = ranges
+        hint = "dynamic_quantise"
+        call = self.bb.call_te(dynamic_quantise_te, value, ranges, primfunc_name_hint=hint)
+        return self.bb.emit(call)
+
     def _elementwise(self, compute: Any, value: Any, name: str) -> Any:
         return self.bb.emit(self.bb.call_te(compute, value, primfunc_name_hint=name))
 
@@ -248,6 +297,8 @@ class _Lowering:
         self, node: Node, step: LayerStep | OpStep, operands: list[Any], reads: tuple[str, ...]
     ) -> Any:
         originals = [self.network.values[v] for v in node.inputs]
+        if isinstance(step, OpStep) and step.dynamic:
+            return self._dynamic_quantise(node, operands[0], reads[0])
         if node.kind == "quantise":
             return self._quantise(node, operands[0]) if node.int8 else operands[0]
         stated = node.output in self.network.graph.stated_values
@@ -255,10 +306,10 @@ class _Lowering:
             return self._stated(node, step, operands)
         table = dict(zip(originals, operands, strict=True))
         blocked = next((r for r in reads if block_of(r)), None)
-        if isinstance(step, OpStep) and step.lrn is not None:
-            return self._lrn(step.lrn, operands[0], reads[0])
         if isinstance(step, OpStep) and step.operator and is_int8(reads[0]):
             return self._int8(node, step.operator, operands, reads[0])
+        if isinstance(step, OpStep) and step.lrn is not None:
+            return self._lrn(node, step.lrn, operands[0], reads[0])
         if isinstance(step, OpStep) and blocked and node.kind in ("follow", "concat"):
             return self.bb.emit(emit_blocked(self.bb, step.binding.value, table, blocked))
         if blocked:  # flatten of full blocks: memory order is already (N, C)

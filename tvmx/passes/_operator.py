@@ -16,6 +16,7 @@ from tvmx.passes._table import ALONE, Chain, is_elementwise
 
 if TYPE_CHECKING:
     from tvmx.passes._integer_ops import IntegerGroup
+    from tvmx.passes._lrn import Lrn
 
 Kind = Literal[
     "add",
@@ -27,6 +28,7 @@ Kind = Literal[
     "clip",
     "reshape",
     "table",
+    "lrn",
     "integer",
 ]
 TIED = frozenset({"max_pool", "avg_pool", "mean", "clip", "reshape"})
@@ -43,7 +45,8 @@ class Operator:
     ``pool`` is set for pooling, ``low`` and ``high`` for clip (None: no bound), and for an
     ``add`` that a clip follows. ``add``, ``multiply`` and ``concat`` (of channels) have at least
     two inputs, all others one; a ``multiply`` may broadcast (n, c, 1, 1). ``chain`` is what a
-    ``table`` holds the values of, ``group`` what an ``integer`` operator consists of.
+    ``table`` holds the values of, ``lrn`` the normalisation of an ``lrn``, ``group`` what an
+    ``integer`` operator consists of.
     """
 
     kind: Kind
@@ -51,6 +54,7 @@ class Operator:
     low: float | None = None
     high: float | None = None
     chain: Chain | None = field(default=None, compare=False)
+    lrn: Lrn | None = field(default=None, compare=False)
     group: IntegerGroup | None = field(default=None, compare=False)
 
     @property
@@ -100,6 +104,11 @@ def _concat(call: Any, reads: Sequence[Any], out: tuple[int, ...]) -> Operator |
         return None
     in_order = all(f.same_as(r) for f, r in zip(fields, reads, strict=True))
     return Operator("concat") if in_order else None
+
+
+def lrn_operator(lrn: Lrn) -> Operator | None:
+    """A normalisation's operator; None where int8 has no exact arithmetic for its power."""
+    return Operator("lrn", lrn=lrn) if lrn.window.exact else None
 
 
 def clip_bounds(call: Any) -> tuple[float | None, float | None] | None:

@@ -8,7 +8,7 @@ same numbers as s8 with a zero point less by 128, and are taken for these.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy.typing as npt
 from tvmx._tvm import relax
 from tvmx.numerics import QuantParams, StatedWeight, fits_int8
 from tvmx.passes._dataflow import array_of, dtype_of, op_name, variables
-from tvmx.passes._operator import Operator, clip_bounds, operator_of
+from tvmx.passes._lrn import Lrn
+from tvmx.passes._operator import Operator, clip_bounds, lrn_operator, operator_of
 from tvmx.passes._table import chain_of
 
 _SHIFT = {"int8": 0, "uint8": 128}
-_OWN_SCALE = frozenset({"add", "multiply", "concat", "mean", "avg_pool", "clip", "table"})
+_OWN_SCALE = frozenset({"add", "multiply", "concat", "mean", "avg_pool", "clip", "table", "lrn"})
 """Kinds whose int8 kernels write any scale; the others are exact within one."""
 
 
@@ -141,15 +142,25 @@ class Qdq:
             return None
         return StatedWeight(fitting, scales)
 
-    def operators(self, uses: Counter[Any], taken: set[int]) -> Iterator[OperatorGroup]:
-        """Every operator between layers that int8 takes the place of. ``taken`` are layers'."""
+    def operators(
+        self, uses: Counter[Any], taken: set[int], lrns: Mapping[int, Lrn]
+    ) -> Iterator[OperatorGroup]:
+        """Every operator between layers that int8 takes the place of. ``taken`` are layers'.
+
+        ``lrns`` are the normalisations by the index of their last binding.
+        """
         index_of = {b.var: i for i, b in enumerate(self._bindings)}
         for index, binding in enumerate(self._bindings):
             q = binding.var
             if q not in self.params or index in taken:
                 continue
             data = binding.value.args[0]
-            made = (self._operator(data, index_of, uses), self._table(data, index_of, uses))
+            found = lrns.get(index_of.get(data, -1)) if uses[data] == 1 else None
+            made = (
+                self._normalisation(found) if found is not None else None,
+                self._operator(data, index_of, uses),
+                self._table(data, index_of, uses),
+            )
             fitting = [g for g in made if g and all(self.stated(v) for v in g.reads)]
             if not fitting or set(fitting[0].members) & taken:
                 continue
@@ -181,6 +192,13 @@ class Qdq:
         reads = tuple(dict.fromkeys(variables(binding.value)))
         operator = operator_of(binding, reads)
         return None if operator is None else OperatorGroup(operator, binding, reads, (index,))
+
+    def _normalisation(self, lrn: Lrn) -> OperatorGroup | None:
+        operator = lrn_operator(lrn)
+        if operator is None:
+            return None
+        binding = self._bindings[lrn.members[-1]]
+        return OperatorGroup(operator, binding, (lrn.source,), lrn.members)
 
     def _table(
         self, data: Any, index_of: dict[Any, int], uses: Counter[Any]

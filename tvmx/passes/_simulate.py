@@ -34,8 +34,11 @@ from tvmx.numerics import (
     concat_int8,
     corrected,
     dequantise,
+    dynamic_params,
+    dynamic_quantise,
     layer_constants,
     lookup_int8,
+    lrn_int8,
     max_pool_int8,
     mean_int8,
     multiply_int8,
@@ -43,6 +46,7 @@ from tvmx.numerics import (
     requantise,
     rescale,
 )
+from tvmx.passes._dynamic_kernels import constants_of
 from tvmx.passes._layers import LayerStep, Network, OpStep
 from tvmx.passes._lower import finish_relax, rewire
 from tvmx.passes._lrn import Lrn
@@ -99,6 +103,10 @@ class Simulator:
     def stated(self, index: int, node: Node, step: LayerStep | OpStep, operands: list[Any]) -> Any:
         """What the model says a node computes, floats in and out."""
         params = self._params
+        if isinstance(step, OpStep) and step.dynamic:
+            return _quantised_each(operands[0])
+        if isinstance(step, LayerStep) and step.dynamic:
+            return self.layer(node, step, None, operands, params)
         if isinstance(step, LayerStep) and step.layer.workload.epilogue.float_out:
             data = quantise(operands[0], params[node.inputs[0]])
             return self.layer(node, step, None, [data, *operands[1:]], params)
@@ -161,7 +169,12 @@ class Simulator:
         self, node: Node, step: LayerStep, implementation: Implementation | None,
         operands: list[Array], params: Mapping[int, QuantParams],
     ) -> Array:  # fmt: skip
-        """One layer on float (or s8) operands (calls, *shape), (calls, *shape) out."""
+        """One layer on float (or s8) operands (calls, *shape), (calls, *shape) out.
+
+        The data of a dynamic layer is a tuple: s8 values, and scales and zero points by call.
+        """
+        if step.dynamic:
+            return self._dynamic(step, operands)
         constants = self._layer_constants(node, step, implementation, params)
         workload, calls = _variant(step, implementation), len(operands[0])
         flat = [a.reshape(-1, *a.shape[2:]) for a in operands]
@@ -174,6 +187,18 @@ class Simulator:
             bias = constants.bias.reshape((1, -1) + (1,) * (sums.ndim - 2))
             out = requantise(sums + bias, constants.requantise, residual)
         return out.reshape(calls, *workload.out_shape)
+
+    def _dynamic(self, step: LayerStep, operands: list[Any]) -> Array:
+        """A layer whose data has a scale and zero point of its own in each call."""
+        workload, found = step.layer.workload, []
+        for call, (data, scale, zero) in enumerate(zip(*operands[0], strict=True)):
+            constants = constants_of(step, scale, int(zero))
+            assert constants.requantise is not None and constants.bias is not None
+            sums = _exact_sums(workload, data, constants)
+            bias = constants.bias.reshape((1, -1) + (1,) * (sums.ndim - 2))
+            residual = operands[1][call] if len(operands) > 1 else None
+            found.append(requantise(sums + bias, constants.requantise, residual))
+        return np.stack(found)
 
     def operator(
         self, node: Node, operator: Operator, operands: list[Array],
@@ -201,6 +226,9 @@ class Simulator:
                 result = mean_int8(x[0], params[0], out)
             case "reshape":
                 result = x[0]
+            case "lrn":
+                assert operator.lrn is not None
+                result = lrn_int8(x[0], params[0], operator.lrn.window, out)
             case "integer":
                 assert operator.group is not None
                 result = operator.group.evaluate(x)
@@ -295,7 +323,9 @@ class _Rerun:
             forms = zip(node.inputs, placed.reads, strict=True)
             operands = [self._get(v, is_int8(form)) for v, form in forms]
             int8 = is_int8(placed.writes)
-            if node.kind == "quantise":
+            if isinstance(step, OpStep) and step.dynamic:
+                result, int8 = simulator.stated(index, node, step, operands), False
+            elif node.kind == "quantise":
                 # Where nothing is computed here, it is in the conversions of those that read it.
                 result, int8 = quantise(operands[0], self._params[node.output]), True
             elif chosen is None and not int8:
@@ -309,7 +339,7 @@ class _Rerun:
         return self._float
 
     def _get(self, value: int, int8: bool) -> Array:
-        if not int8:
+        if not int8 or isinstance(self._float[value], tuple):
             return self._float[value]
         if value not in self._int8:
             self._int8[value] = quantise(self._float[value], self._params[value])
@@ -336,8 +366,17 @@ def _fields(value: Any) -> Sequence[Array]:
 
 def _argument(value: Any, call: int) -> Any:
     """A tensor, or tensors for a tuple, of one call."""
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a[call])) for a in _fields(value)]
+    # ascontiguousarray would give a scalar an axis.
+    tensors = [tvm.runtime.tensor(np.array(a[call], order="C")) for a in _fields(value)]
     return tensors if isinstance(value, tuple) else tensors[0]
+
+
+def _quantised_each(data: Array) -> tuple[Array, Array, Array]:
+    """s8 values, scales and zero points of each call, from its own range."""
+    params = [dynamic_params(one) for one in data]
+    values = [dynamic_quantise(one, *how) for one, how in zip(data, params, strict=True)]
+    scales, zeros = zip(*params, strict=True)
+    return np.stack(values), np.array(scales, np.float32), np.array(zeros, np.int32)
 
 
 def _exact_sums(workload: Any, data: Array, constants: LayerConstants) -> Array:
@@ -368,9 +407,9 @@ def _part(workload: Any, data: Array, weight: Array, zero: float) -> Array:
 
 def _lrn(lrn: Lrn, data: Array) -> Array:
     """Local response normalisation of (calls, n, c, h, w)."""
-    channels = data.shape[2]
-    after = lrn.size - 1 - lrn.before
-    squares = np.pad(np.square(data), [(0, 0)] * 2 + [(lrn.before, after)] + [(0, 0)] * 2)
-    window = sum(squares[:, :, i : i + channels] for i in range(lrn.size))
-    result: Array = data / (lrn.bias + lrn.scale * window) ** lrn.beta
+    channels, window = data.shape[2], lrn.window
+    after = window.size - 1 - window.before
+    squares = np.pad(np.square(data), [(0, 0)] * 2 + [(window.before, after)] + [(0, 0)] * 2)
+    total = sum(squares[:, :, i : i + channels] for i in range(window.size))
+    result: Array = data / (window.bias + window.scale * total) ** window.beta
     return result.astype(np.float32)

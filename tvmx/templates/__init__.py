@@ -30,6 +30,7 @@ from tvmx.templates._epilogue import apply_epilogue, clipped, kernel_arguments
 from tvmx.templates._float_tile import FloatForm, float_form, multiply_block, multiply_rows
 from tvmx.templates._image import ConvGeometry, WordImage, Words, runs
 from tvmx.templates._int8 import (
+    DATA_ZERO,
     PARAMS,
     data_zero_point,
     epilogue_constants,
@@ -94,6 +95,7 @@ from tvmx.templates._tiles import (
 from tvmx.templates._winograd import Winograd
 
 __all__ = [
+    "DATA_ZERO",
     "DEPTH",
     "ENTRY_POINT_GROUP",
     "PARAMS",

@@ -34,12 +34,23 @@ class Kernel:
     one. For these give ``pack_weight``, which takes the logical weight (OIHW, or (out, in) for
     dense), and ``pack_bias``, for the logical ``(out_channels,)`` bias. Any other kernel (int8,
     block-sparse) gives ``pack``: all constants, in order, from :class:`LayerConstants`.
+
+    Code that holds where a layer's weight is zero serves only weights that are zero there. Such a
+    kernel is for the operands of :func:`tvmx.templates.make_operands`, with which kernels are
+    measured; ``specialise`` makes the one for a layer's own constants. ``structure`` then tells
+    its code from that for other weights: 16 hex digits.
     """
 
     func: Any
     pack_weight: Callable[[Array], Array] | None = None
     pack_bias: Callable[[Array], Array] | None = None
     pack: Callable[[LayerConstants], tuple[Constant, ...]] | None = None
+    specialise: Callable[[LayerConstants], Kernel] | None = None
+    structure: str = ""
+
+    def of(self, layer: LayerConstants) -> Kernel:
+        """The kernel for a layer: this one, unless its code is for other weights."""
+        return self if self.specialise is None else self.specialise(layer)
 
     @property
     def in_place(self) -> bool:

@@ -25,7 +25,7 @@ from tvmx.templates._tiles import is_x86
 PARAMS = 8
 """Length of ``params``: low, high (relative to the zero point without a residual), output and
 data zero point, residual offset and factor, and two zeros."""
-_LOW, _HIGH, _OUT_ZERO, _DATA_ZERO, _RESIDUAL_OFFSET, _RESIDUAL_FACTOR = range(6)
+_LOW, _HIGH, _OUT_ZERO, DATA_ZERO, _RESIDUAL_OFFSET, _RESIDUAL_FACTOR = range(6)
 _ROUNDER = float(3 << 22)
 """Added to a float of less than 2**22: the low bits are that float, rounded half to even."""
 
@@ -214,7 +214,7 @@ def _suffix(lanes: int) -> str:
 
 def data_zero_point(params: Any) -> Any:
     """The s8 value that padding holds."""
-    return params[_DATA_ZERO].astype("int32").astype("int8")
+    return params[DATA_ZERO].astype("int32").astype("int8")
 
 
 def epilogue_constants(
@@ -236,7 +236,7 @@ def epilogue_constants(
     zero = 0 if epilogue.residual else how.out_zero_point
     if not how.float_out:  # else bounds are in the kernel
         params[_LOW], params[_HIGH] = how.low - zero, how.high - zero
-    params[_OUT_ZERO], params[_DATA_ZERO] = how.out_zero_point, how.data_zero_point
+    params[_OUT_ZERO], params[DATA_ZERO] = how.out_zero_point, how.data_zero_point
     if epilogue.residual:
         params[_RESIDUAL_OFFSET], params[_RESIDUAL_FACTOR] = (
             how.residual_offset,
