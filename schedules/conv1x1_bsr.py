@@ -19,6 +19,12 @@ pad = "root") pixels are operands by lane, see ``tvmx.templates.sparse_float_ker
 they are read where they are and spread. Tiles at a border are moved back to end there: the pixels
 they share with their neighbours are computed twice, to the same bits.
 
+Of a small layer the rows and their blocks may be unrolled (structure = "code")::
+
+    for tile in the run: acc = 0; acc += image[7 + pixel] * w[0]; acc += image[19 + pixel] * w[1]
+                         out = clip(acc + bias + residual)   # block row 0: it keeps two
+    for tile in the run: ...                                 # block row 1
+
 The image of a task should stay in the first-level cache, beside the weights of one block row, which
 are read once for each tile.
 """
@@ -67,7 +73,7 @@ class Conv1x1Bsr(ScheduleTemplate):
     def space(self, workload: Any, target: Target) -> Space:
         pads = ["none"] if is_x86(target) else ["task", "root", "none"]
         g = sparse_geometry(workload, target, pads[0])
-        return sparse_space(workload, g, target, max_accumulators(target), pads)
+        return sparse_space(workload, g, target, max_accumulators(target), pads, code=True)
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)

@@ -21,41 +21,22 @@ are those of ``conv1x1_bsr``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tvmx._tvm import builder
-from tvmx.ir import ROUNDINGS, Config, Conv2dWorkload, Space, blocked
+from tvmx.ir import ROUNDINGS, Config, Space, blocked
 from tvmx.targets import Target
 from tvmx.templates import (
     ConvGeometry,
-    DotForm,
-    DotSums,
-    Int8Arguments,
     Kernel,
-    Part,
     ScheduleTemplate,
-    SparseConvEmitter,
-    WordImage,
-    Words,
-    concat,
     dot_form,
-    finished,
-    flat,
-    int8_sparse_kernel,
-    load,
     most_pixels,
     refuse_few_channels,
     refuse_pointwise,
     refuse_sparsity,
-    repeat,
-    runs,
+    sparse_int8_kernel,
     sparse_space,
     sparsity_levels,
-    spread,
-    spread_lane,
-    store,
-    sum_dots,
 )
 
 
@@ -92,88 +73,10 @@ class Conv1x1BsrInt8(ScheduleTemplate):
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)
-        form = dot_form(target)
-        g = ConvGeometry.of(workload, form, gather=config["pad"] != "none")
-        emitter = _Emitter(workload, g, config, target)
-        return int8_sparse_kernel(
-            emitter.function(), workload, form, emitter.index_dtype, emitter.offsets,
-            emitter.groups,
-        )  # fmt: skip
+        return sparse_int8_kernel(workload, config, target)
 
 
 def _refuse(workload: Any, target: Target) -> str | None:
     return refuse_pointwise(workload, "conv2d") or refuse_few_channels(
         workload, target.lanes("float32")
     )
-
-
-class _Emitter(SparseConvEmitter):
-    """The int8 tile and what is around it."""
-
-    def __init__(
-        self, w: Conv2dWorkload, g: ConvGeometry[DotForm], config: Config, target: Target
-    ) -> None:
-        super().__init__(w, g, config, g.block_words, g.form.step)
-        self.form, self.target = g.form, target
-
-    def _arguments(self) -> None:
-        w, g, v = self.w, self.g, self.v
-        data = (w.batch, g.in_blocks, w.height, w.width, v)
-        out = (w.batch, g.out_blocks, w.out_height, w.out_width, v)
-        self.a = Int8Arguments(w, self.form, data, out, self.index_dtype, self.groups)
-        self.splits, self.out = self.a.splits, flat(self.a.out)
-        self.residual = None if self.a.residual is None else flat(self.a.residual)
-        self.image = WordImage(w, g, flat(self.a.data), self.a.params)
-
-    def _tile(
-        self, words: Words, n: Any, c: Any, y: Any, x: Any, down: Any, across: Any, part: Part
-    ) -> None:
-        del part  # always all of it
-        start = self._first_word(words, down, across)
-
-        def pixels(indices: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
-            return self._pixel_words(words, [builder.Bind(start + i) for i in indices])
-
-        sums = sum_dots(self.a, c, self.form, self.oh * self.ow, self.unroll, pixels)
-        self._write(sums, n, c, y + down, x + across)
-
-    def _pixel_words(self, words: Words, starts: list[Any]) -> Iterator[tuple[int, list[Any]]]:
-        """Per pixel of the tile its words (one per start), each broadcast to a vector."""
-        v, step = self.v, self.g.image_step
-        for i in range(self.oh):
-            row, done = i * step[0] * words.row, 0
-            while self.g.by_lane and self.ow >= 4 and done < self.ow:
-                first = min(done, self.ow - 4)
-                four = [builder.Bind(words.load(s + (row + first), 4)) for s in starts]
-                for lane in range(done - first, 4):
-                    yield (
-                        i * self.ow + first + lane,
-                        [spread_lane(vector, lane, v) for vector in four],
-                    )
-                done = first + 4
-            for j in range(done, self.ow):
-                at = row + j * step[1] * words.column
-                yield (
-                    i * self.ow + j,
-                    [builder.Bind(spread(words.load(s + at), v)) for s in starts],
-                )
-
-    def _write(self, sums: DotSums, n: Any, c: Any, y: Any, x: Any) -> None:
-        """Emit the requantisation of the tile's sums and their stores, 16 bytes at once."""
-        g, v = self.g, self.v
-        first = self._first_out(n, c, y, x)
-        bias = builder.Bind(load(self.a.bias, c, 0, lanes=v))
-        scales = self.a.scales(c, v)
-        for i in range(self.oh):
-            for count, j in runs(self.ow, max(1, 16 // v)):
-                at, lanes = first + (i * g.out_width + j) * v, count * v
-                totals = [sums.total(i * self.ow + j + k) for k in range(count)]
-                residual = None
-                if self.residual is not None:
-                    residual = load(self.residual, at, lanes=lanes)
-                result = finished(
-                    concat(totals, v) + repeat(bias, v, count),
-                    tuple(repeat(scale, v, count) for scale in scales),
-                    self.a.params, self.target, residual, lanes, self.w.epilogue,
-                )  # fmt: skip
-                store(self.out, result, at, lanes=lanes)

@@ -64,7 +64,7 @@ class Conv3x3Bsr(ScheduleTemplate):
         g = sparse_geometry(workload, target, "task")
         in_place = is_x86(target) and not g.staged
         pads = ["none"] if in_place else ["task", "root"]
-        return sparse_space(workload, g, target, max_accumulators(target), pads)
+        return sparse_space(workload, g, target, max_accumulators(target), pads, code=True)
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
         self.space(workload, target).check(config, self.name)

@@ -15,7 +15,8 @@ With one row of x the unrolled steps add to sums of their own, which hides the l
 multiply-add. With several, ``copy`` first stores x as [ceil(K / v)][M][v]: the rows of a tile are
 then neighbours, instead of K elements apart where they evict each other from L1. ``indices`` are
 offsets in x as the kernel reads it. The last tile of rows is moved back to end at the border. The
-``groups`` of block rows hold about as many blocks each, so that threads finish together.
+``groups`` of block rows hold about as many blocks each, so that threads finish together. Of a
+small layer the rows and their blocks may be unrolled, see ``conv1x1_bsr`` (structure = "code").
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ import numpy.typing as npt
 
 from tvmx._tvm import builder, tirx
 from tvmx.ir import MATRIX, BlockSparsity, Config, DenseWorkload, Space, ceil_div
+from tvmx.numerics import BlockRows
 from tvmx.targets import Target
 from tvmx.templates import (
+    IN_CODE,
+    IN_DATA,
     Accumulators,
+    CodeSums,
+    IndexMap,
     Kernel,
     ScheduleTemplate,
     SparseBuffers,
@@ -40,14 +46,19 @@ from tvmx.templates import (
     bind,
     block_sparse_kernel,
     emit_kernel,
+    fits_code,
+    flat,
     for_group,
     index_dtype,
     is_x86,
+    kernel_in_code,
     load,
     max_accumulators,
     refuse_sparsity,
     sparsity_levels,
     store,
+    structures,
+    sum_in_code,
     sum_pixels,
 )
 
@@ -85,19 +96,28 @@ class DenseBsr(ScheduleTemplate):
         m_tile = _balanced(workload.batch, MAX_ROWS)
         groups = [g for g in GROUPS if g <= rows]
         enough = [g for g in groups if ceil_div(workload.batch, m_tile) * g >= 2 * target.cores]
+        default = {
+            "m_tile": m_tile,
+            "groups": min(enough, default=groups[-1]),
+            "unroll": 4,
+            "copy": workload.batch >= MAX_ROWS and not is_x86(target),
+            "structure": IN_DATA,
+        }
+        if workload.batch == 1 and not is_x86(target) and fits_code(workload, 1):
+            # Row pointers, loops and sums that wait for each other are half of the time.
+            default |= {"groups": 1, "unroll": max(UNROLLS), "structure": IN_CODE}
         return Space(
             {
                 "m_tile": tiles,
                 "groups": groups,
                 "unroll": list(UNROLLS),
                 "copy": [False, True] if workload.batch > 1 else [False],
+                "structure": structures(workload),
             },
-            default={
-                "m_tile": m_tile,
-                "groups": min(enough, default=groups[-1]),
-                "unroll": 4,
-                "copy": workload.batch >= MAX_ROWS and not is_x86(target),
-            },
+            default=default,
+            constraint=lambda c: (
+                c["structure"] == IN_DATA or (c["groups"] == 1 and fits_code(workload, c["m_tile"]))
+            ),
         )
 
     def build(self, workload: Any, config: Config, target: Target) -> Kernel:
@@ -114,15 +134,17 @@ class DenseBsr(ScheduleTemplate):
 
         dtype = index_dtype(int(encode(np.array([workload.in_features - 1]))[0]))
         groups = config.int("groups")
-        func = emit_kernel(
-            workload,
-            workload.data_shape,
-            workload.out_shape,
-            dtype,
-            groups,
-            lambda buffers: _loops(buffers, workload, v, config),
-        )
-        return block_sparse_kernel(func, sparsity, dtype, encode, groups)
+
+        def emit(kept: BlockRows | None) -> Any:
+            return emit_kernel(
+                workload, workload.data_shape, workload.out_shape, dtype, groups,
+                lambda buffers: _loops(buffers, workload, v, config, kept, encode),
+                in_code=kept is not None,
+            )  # fmt: skip
+
+        if config["structure"] == IN_CODE:
+            return kernel_in_code(workload, emit)
+        return block_sparse_kernel(emit(None), sparsity, dtype, encode, groups)
 
 
 def _balanced(extent: int, size: int) -> int:
@@ -130,7 +152,10 @@ def _balanced(extent: int, size: int) -> int:
     return ceil_div(extent, ceil_div(extent, size))
 
 
-def _loops(buffers: SparseBuffers, w: DenseWorkload, v: int, config: Config) -> None:
+def _loops(
+    buffers: SparseBuffers, w: DenseWorkload, v: int, config: Config, kept: BlockRows | None,
+    encode: IndexMap,
+) -> None:  # fmt: skip
     m_tile, groups = config.int("m_tile"), config.int("groups")
     views = Views(buffers)
     source, stride = views.data, w.in_features
@@ -138,6 +163,15 @@ def _loops(buffers: SparseBuffers, w: DenseWorkload, v: int, config: Config) -> 
         source, stride = _copied(buffers, w, v), v
     with builder.parallel(0, ceil_div(w.batch, m_tile) * groups) as task:
         m = bind("m", tirx.min(task // groups * m_tile, w.batch - m_tile))
+        if kept is not None:
+            view = flat(source)
+            for number in range(len(kept.indptr) - 1):
+                in_code = sum_in_code(
+                    buffers, kept, number, encode, view,
+                    [m * stride + p * stride for p in range(m_tile)], config.int("unroll"),
+                )  # fmt: skip
+                _store(buffers, views, w, in_code, number, m)
+            return
         with for_group(buffers.splits, bind("group", task % groups)) as row:
             sums = sum_pixels(
                 buffers, row, source, [p * stride for p in range(m_tile)], v,
@@ -166,8 +200,9 @@ def _copied(buffers: SparseBuffers, w: DenseWorkload, v: int) -> Any:
 
 
 def _store(
-    buffers: SparseBuffers, views: Views, w: DenseWorkload, sums: Accumulators, row: Any, m: Any
-) -> None:
+    buffers: SparseBuffers, views: Views, w: DenseWorkload, sums: Accumulators | CodeSums,
+    row: Any, m: Any,
+) -> None:  # fmt: skip
     """Emit the epilogue and the stores of one block row: vectors, or lanes in a ragged one."""
     v = sums.lanes
     first = bind("first", m * w.out_features + row * v)
@@ -195,9 +230,9 @@ def _either(
     block: Any, whole: int, blocks: int, vector: Callable[[], None], tail: Callable[[], None]
 ) -> None:
     """Emit ``vector`` for the blocks below ``whole`` and ``tail`` for a last, ragged one."""
-    if whole == blocks:
+    if whole == blocks or (isinstance(block, int) and block < whole):
         vector()
-    elif whole == 0:
+    elif whole == 0 or isinstance(block, int):
         tail()
     else:
         with builder.If(block < whole):

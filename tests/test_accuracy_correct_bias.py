@@ -14,9 +14,16 @@ from tests.test_passes_simulate import all_int8
 from tests.unequal_networks import unequal
 from tvmx.accuracy import Samples, _batches, calibrate, correct_biases
 from tvmx.errors import DataError
-from tvmx.ir import Implementation
-from tvmx.numerics import QuantParams, dequantise, quantise, quantise_weight
-from tvmx.passes import Simulator
+from tvmx.ir import BlockSparsity, Implementation
+from tvmx.numerics import (
+    LayerConstants,
+    QuantParams,
+    dequantise,
+    prune,
+    quantise,
+    quantise_weight,
+)  # fmt: skip
+from tvmx.passes import Simulator, with_pruned
 from tvmx.testing.models import graph_model
 
 Array = Any
@@ -96,6 +103,43 @@ def test_the_first_layer_by_hand() -> None:
         means.append(np.einsum("ncyxij,ocij->noyx", patches, weight).mean(axis=(0, 2, 3)))
     assert case.corrections()[0] == pytest.approx(means[0] - means[1], abs=1e-5)
     assert np.abs(means[0] - means[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("made_up", [False, True], ids=["magnitude", "reconstructed"])
+def test_a_layer_that_is_pruned_as_well_by_hand(made_up: bool) -> None:
+    """The mean is that of the weights that are left, and of the bias that came with them."""
+    case, sparsity = Case(linear_chain()), "2x1@50"
+    step = next(s for s in case.network.steps if hasattr(s, "layer"))
+    blocks = BlockSparsity.parse(sparsity)
+    assert blocks is not None and step.bias is None
+    left = LayerConstants(prune(step.weight, blocks), None)
+    if made_up:
+        left = LayerConstants(1.3 * left.weight, np.linspace(-1, 1, 8).astype(np.float32))
+        network = with_pruned(case.network, {0: {sparsity: left}})
+        case.simulator = Simulator(network, host())
+    case.choices[0] = case.choices[0].model_copy(update={"sparsity": sparsity})
+    data = case.params[case.network.graph.inputs[0]]
+    quantised, scale = quantise_weight(left.weight)
+    x, means = case.samples.inputs["x"], []
+    for image, weight in (
+        (x, step.weight),
+        (dequantise(quantise(x, data), data), quantised * scale[:, None, None, None]),
+    ):
+        patches = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (2, 3))[:, :, ::2, ::2]
+        means.append(np.einsum("ncyxij,ocij->noyx", patches, weight).mean(axis=(0, 2, 3)))
+    wanted = means[0] - means[1] - (0 if left.bias is None else left.bias)
+    assert case.corrections()[0] == pytest.approx(wanted, abs=1e-5)
+    assert np.abs(wanted).max() > 0.1, "much more than quantisation does"
+
+
+def test_means_of_pruned_layers_are_right_afterwards() -> None:
+    case = Case(linear_chain(), 128)
+    for index, how in case.choices.items():
+        case.choices[index] = how.model_copy(update={"sparsity": "2x1@50"})
+    before = case.errors(case.simulator)
+    after = case.errors(Simulator(case.network, host(), case.corrections()))
+    for name in ("one", "two", "three"):
+        assert np.linalg.norm(after[name]) < 0.1 * np.linalg.norm(before[name]), name
 
 
 def test_means_are_right_afterwards_in_every_layer() -> None:

@@ -129,6 +129,7 @@ def run(
 ) -> Array:
     """The logical output of the kernel, compiled for this machine."""
     kernel = template.build(layer, config or template.space(layer, target).default, target)
+    kernel = kernel.of(operands.constants)
     arrays = kernel_arrays(template, kernel, layer, target, operands)
     module = _tvm.build_module(
         _tvm.tvm.IRModule({"kernel": kernel.func.with_attr("global_symbol", "kernel")}), target

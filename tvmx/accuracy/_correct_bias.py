@@ -3,7 +3,9 @@
 Nagel et al., "Data-free quantization through weight equalization and bias correction" (ICCV 2019),
 section 4.2, in its empirical form (appendix D): layer by layer in order, the layers before already
 corrected, the mean over samples and pixels of every output channel before its activation is
-compared with the float network's, and the difference goes into the bias.
+compared with the float network's, and the difference goes into the bias. Of a layer that is also
+pruned it is the mean of what is left that is compared, so that what pruning did to it is made up
+for, too.
 
 Before its activation a layer is linear: the mean of its outputs is its output of the mean input,
 so that one image for each layer is enough.
@@ -22,7 +24,7 @@ from tvmx.accuracy._calibrate import MOST_SAMPLES
 from tvmx.accuracy._samples import InputSpec, Samples
 from tvmx.errors import DataError
 from tvmx.numerics import QuantParams, quantise_weight
-from tvmx.passes import LayerStep, Simulator, Values
+from tvmx.passes import LayerStep, Simulator, Values, float_constants
 from tvmx.templates import linear
 
 if TYPE_CHECKING:
@@ -74,11 +76,12 @@ class _Correcting(Simulator):
             data = params[node.inputs[0]]
             before = self._mean(self._values[node.inputs[0]])
             after = (self._mean(operands[0]) - data.zero_point) * data.scale
-            quantised, scale = quantise_weight(step.weight)
+            trained = float_constants(step, implementation)
+            quantised, scale = quantise_weight(trained.weight)
             shape = (-1,) + (1,) * (quantised.ndim - 1)
             weight = quantised * scale.astype(np.float64).reshape(shape)
-            wanted = _channel_means(step, before, step.weight.astype(np.float64))
-            found = _channel_means(step, after, weight)
+            wanted = _channel_means(step, before, step.weight.astype(np.float64), step.bias)
+            found = _channel_means(step, after, weight, trained.bias)
             self.corrections[step.layer.index] = (wanted - found).astype(np.float32)
         return super().layer(node, step, implementation, operands, params)
 
@@ -91,8 +94,8 @@ class _Correcting(Simulator):
         return mean
 
 
-def _channel_means(step: LayerStep, data: Array, weight: Array) -> Array:
-    """Mean of each output channel (channels,) of a layer without its epilogue."""
+def _channel_means(step: LayerStep, data: Array, weight: Array, bias: Array | None) -> Array:
+    """Mean of each output channel (channels,) of a layer, of its epilogue only the bias added."""
     out = linear(step.layer.workload, data, weight, None)
     means: Array = out.reshape(*out.shape[:2], -1).mean(axis=(0, 2))
-    return means
+    return means if bias is None else means + bias

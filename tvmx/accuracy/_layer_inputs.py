@@ -6,7 +6,7 @@ every sample: all of them would be many times more than the moments need.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,12 @@ def prunable(step: LayerStep) -> bool:
 def layer_inputs(
     simulator: Simulator, samples: Samples, specs: Mapping[str, InputSpec],
     widths: Mapping[int, int], *, most_samples: int | None = MOST_SAMPLES, seed: int = 0,
-) -> dict[int, LayerInputs]:  # fmt: skip
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[int, LayerInputs] | None:  # fmt: skip
     """By layer index, for the :func:`prunable` layers of ``widths`` (columns of their blocks).
 
-    At most ``most_samples`` samples, evenly spread, are run. Deterministic for a ``seed``. What is
+    At most ``most_samples`` samples, evenly spread, are run. Deterministic for a ``seed``, whatever
+    other layers are asked for. ``stop`` is asked before every run: None where it said yes. What is
     returned has 8 bytes for each pair of a layer's columns: ask for few layers at a time.
 
     Raises:
@@ -66,16 +68,18 @@ def layer_inputs(
     if not len(samples):
         raise DataError("there is no calibration sample")
     used = spread(samples, most_samples)
-    network, rng = simulator.network, np.random.default_rng(seed)
+    network = simulator.network
     readers = {
-        at: _Reader(node, step, widths[at], len(used))
+        at: _Reader(node, step, widths[at], len(used), np.random.default_rng((seed, at)))
         for node, step in zip(network.graph.nodes, network.steps, strict=True)
         if isinstance(step, LayerStep) and (at := step.layer.index) in widths
     }
     for chunk in chunks(used, specs, calls_at_once(network)):
+        if stop():
+            return None
         values = simulator.run(chunk.inputs)
         for reader in readers.values():
-            reader.add(chunk, values[reader.source], rng)
+            reader.add(chunk, values[reader.source])
     return {at: reader.inputs() for at, reader in readers.items()}
 
 
@@ -98,8 +102,10 @@ def few_at_a_time(steps: Sequence[LayerStep]) -> list[list[LayerStep]]:
 class _Reader:
     """Collects one layer's rows."""
 
-    def __init__(self, node: Node, step: LayerStep, width: int, samples: int) -> None:
-        self.source = node.inputs[0]
+    def __init__(
+        self, node: Node, step: LayerStep, width: int, samples: int, rng: np.random.Generator
+    ) -> None:
+        self.source, self._rng = node.inputs[0], rng
         self._workload = step.layer.workload
         _, columns = matrix_shape(step.weight)
         self._moments = Moments.zeros(columns, segment_starts(columns, width))
@@ -109,17 +115,18 @@ class _Reader:
         self._per_sample = max(1, -(-rows // samples))
         self._per_judged = max(1, -(-_JUDGED_ROWS * _JUDGED_EVERY // samples))
 
-    def add(self, chunk: Chunk, values: Array, rng: np.random.Generator) -> None:
+    def add(self, chunk: Chunk, values: Array) -> None:
         """A chunk's values of what the layer reads."""
         valid = chunk.valid(values)
         data = valid.reshape(-1, *self._workload.data_shape[1:])
         mine = (self._seen + np.arange(len(data))) % _JUDGED_EVERY != _JUDGED_EVERY - 1
         self._seen += len(data)
         if mine.any():
-            rows = layer_rows(self._workload, data[mine], self._per_sample, rng)
+            rows = layer_rows(self._workload, data[mine], self._per_sample, self._rng)
             self._moments = self._moments.plus(rows)
         if not mine.all():
-            self._judged.append(layer_rows(self._workload, data[~mine], self._per_judged, rng))
+            rows = layer_rows(self._workload, data[~mine], self._per_judged, self._rng)
+            self._judged.append(rows)
         elif not self._judged:
             self._spare = rows[:_JUDGED_ROWS]
 

@@ -40,23 +40,35 @@ def prune_layers(
     simulator: Simulator, samples: Samples, specs: Mapping[str, InputSpec],
     wanted: Mapping[int, Sequence[BlockSparsity]], *, most_samples: int | None = MOST_SAMPLES,
     on_layer: Callable[[int], None] = lambda index: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, dict[str, PrunedLayer]]:  # fmt: skip
     """By layer index and sparsity (as text); layers with groups or stated in int8 are left out.
 
-    Each layer is pruned for itself, on what it reads in the float network. ``on_layer`` is told
-    each one that is done. Raises DataError where there is no sample.
+    Each layer is pruned for itself, on what it reads in the float network; those with the most
+    operations first. ``on_layer`` is told each one that is done. ``stop`` is asked now and then:
+    once it says yes, what is done so far is returned. Raises DataError where there is no sample.
     """
-    steps = [
-        step for step in simulator.network.steps
-        if isinstance(step, LayerStep) and wanted.get(step.layer.index) and prunable(step)
-    ]  # fmt: skip
+    steps = sorted(
+        (
+            step for step in simulator.network.steps
+            if isinstance(step, LayerStep) and wanted.get(step.layer.index) and prunable(step)
+        ),
+        key=lambda step: -step.layer.workload.macs,
+    )  # fmt: skip
     found: dict[int, dict[str, PrunedLayer]] = {}
     for part in few_at_a_time(steps):
         widths = {s.layer.index: _common_width(wanted[s.layer.index]) for s in part}
-        inputs = layer_inputs(simulator, samples, specs, widths, most_samples=most_samples)
+        inputs = layer_inputs(
+            simulator, samples, specs, widths, most_samples=most_samples, stop=stop
+        )
+        if inputs is None:
+            return found
         for step in part:
             at = step.layer.index
-            found[at] = _prune(step, inputs.pop(at), wanted[at])
+            made = _prune(step, inputs.pop(at), wanted[at], stop)
+            if made is None:
+                return found
+            found[at] = made
             on_layer(at)
     return found
 
@@ -66,14 +78,20 @@ def _common_width(sparsities: Sequence[BlockSparsity]) -> int:
 
 
 def _prune(
-    step: LayerStep, inputs: LayerInputs, wanted: Sequence[BlockSparsity]
-) -> dict[str, PrunedLayer]:
+    step: LayerStep, inputs: LayerInputs, wanted: Sequence[BlockSparsity],
+    stop: Callable[[], bool],
+) -> dict[str, PrunedLayer] | None:  # fmt: skip
+    """None if stopped."""
     shapes: dict[tuple[int, int], list[BlockSparsity]] = {}
     for sparsity in wanted:
         shapes.setdefault((sparsity.rows, sparsity.columns), []).append(sparsity)
     found = {}
     for levels in shapes.values():
-        made = reconstruct(step.weight, inputs.moments, levels, bias=step.bias is not None)
+        made = reconstruct(
+            step.weight, inputs.moments, levels, bias=step.bias is not None, stop=stop
+        )
+        if made is None:
+            return None
         found.update({str(s): _better(step, inputs.judged, s, made[s]) for s in levels})
     return found
 

@@ -43,6 +43,10 @@ _CORRECTED = 32  # calibration samples that the biases of a plan's int8 layers a
 _FEWEST = 8  # samples, however short the time: whole plans are checked on all of them
 
 
+Corrected = frozenset[tuple[int, str]]
+"""The layers whose biases are corrected together: index, and which of its weights are left."""
+
+
 @dataclass
 class Compression:
     """Calibrated ranges and per-layer accuracy drops, measured by simulation on the host.
@@ -61,7 +65,8 @@ class Compression:
     _keep: Callable[[int], None] = lambda samples: None
     _judging: int = 0  # samples, where an earlier part of the run has decided it
     _joint_s: float = _JOINT_S
-    _corrections: dict[frozenset[int], dict[int, Array]] = field(default_factory=dict)
+    _corrections: dict[Corrected, dict[int, Array]] = field(default_factory=dict)
+    _corrected: Corrected = frozenset()
 
     @classmethod
     def prepare(
@@ -72,15 +77,17 @@ class Compression:
         network, host, specs = context.network, load_target("host"), _specs(context)
         if request.equalise:
             network = equalised(network, equalisation(network))
-        simulator = Simulator(network, host)
+        simulator, corrected = Simulator(network, host), frozenset[tuple[int, str]]()
         params = calibrate(simulator, data.calibration, specs, request.calibration)
         if request.bias_correction:
             int8 = {index: i for index, legal in options.items() for i in legal
                     if i.precision == "int8" and i.sparsity == DENSE and not i.exact}  # fmt: skip
             found = correct_biases(simulator, data.calibration, specs, params, int8)
-            simulator = Simulator(network, host, found)
-        known = {frozenset(simulator.corrections): simulator.corrections}
-        return cls(context, data, metric, request, simulator, params, {}, _corrections=known)
+            simulator, corrected = Simulator(network, host, found), _constants_of(int8)
+        return cls(
+            context, data, metric, request, simulator, params, {},
+            _corrections={corrected: simulator.corrections}, _corrected=corrected,
+        )  # fmt: skip
 
     def correcting(self, chosen: Mapping[int, Implementation]) -> Compression:
         """With biases corrected for the int8 layers among ``chosen``, where that is asked for.
@@ -89,8 +96,8 @@ class Compression:
         network in which the layer is float.
         """
         int8 = {i: c for i, c in chosen.items() if c.precision == "int8" and not c.exact}
-        key = frozenset(int8)
-        if not self.request.bias_correction or key == frozenset(self.simulator.corrections):
+        key = _constants_of(int8)
+        if not self.request.bias_correction or key == self._corrected:
             return self
         simulator = self.simulator
         if key not in self._corrections:
@@ -98,7 +105,8 @@ class Compression:
                 simulator.with_corrections({}), self.data.calibration, _specs(self.context),
                 self.params, int8, most_samples=_CORRECTED,
             )  # fmt: skip
-        return replace(self, simulator=simulator.with_corrections(self._corrections[key]))
+        simulator = simulator.with_corrections(self._corrections[key])
+        return replace(self, simulator=simulator, _corrected=key)
 
     def describe(self) -> list[str]:
         """What was done to the layers before they were judged, for a result's notes."""
@@ -220,6 +228,11 @@ class Compression:
     def _drop(self, samples: Samples, chosen: Mapping[int, Implementation]) -> float:
         simulator, specs = self.correcting(chosen).simulator, _specs(self.context)
         return joint_drop(simulator, samples, specs, self.metric, self.params, chosen)
+
+
+def _constants_of(int8: Mapping[int, Implementation]) -> Corrected:
+    """What the corrections for these layers depend on."""
+    return frozenset((index, how.sparsity) for index, how in int8.items())
 
 
 def _specs(context: Context) -> dict[str, TensorSpec]:

@@ -65,6 +65,7 @@ from tvmx.tune import Prefilter
 _DEFAULT_BUDGET_S = 600.0
 _RETIME_S = 0.6  # what re-timing one workload takes, about
 _SENSITIVITY_SHARE = 0.2  # of the budget
+_PRUNING_SHARE = 0.15  # of the budget: for reconstructing weights
 _SENSITIVITY_S = 60.0  # where only trials bound it
 _SCORING_SHARE = 0.15  # of the budget: for the accuracy of whole plans
 _SEARCH_S = 2.0
@@ -328,7 +329,11 @@ class _Exploration:
             return options
         if self.request.pruning == "reconstruction":
             self.progress.stage("prune")
-            self.context, told = reconstructed(self.context, self.data.calibration, options)
+            allowed = self.budget.seconds
+            self.context, told = reconstructed(
+                self.context, self.data.calibration, options, self.folder.work,
+                None if allowed is None else _PRUNING_SHARE * allowed, self._stepped,
+            )  # fmt: skip
             self.simulator = Simulator(self.context.network, load_target("host"))
             self.notes += told
         self.progress.stage("calibrate")
@@ -339,19 +344,19 @@ class _Exploration:
         self.progress.stage("sensitivity")
         seconds = self.budget.seconds
         share = _SENSITIVITY_S if seconds is None else _SENSITIVITY_SHARE * seconds
-
-        def step(done: int, total: int) -> None:
-            self.progress.update(
-                done, total, best_us=None, baseline_us=None, seconds_left=self.budget.left_s
-            )
-
-        samples = self.compression.measure(options, self.folder, share, step)
+        samples = self.compression.measure(options, self.folder, share, self._stepped)
         if samples:
             self.notes.append(
                 f"sensitivity of layers simulated on {samples} of "
                 f"{len(self.data.visible)} visible samples"
             )
         return self.compression.allowed(options, self.request.max_accuracy_drop)
+
+    def _stepped(self, done: int, total: int) -> None:
+        """So many steps of a stage before the tuning are done."""
+        self.progress.update(
+            done, total, best_us=None, baseline_us=None, seconds_left=self.budget.left_s
+        )
 
     def _tuning(self, options: Options) -> KernelTuning:
         return KernelTuning(

@@ -23,7 +23,7 @@ H is taken to be zero between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,24 +97,30 @@ class Reconstructed:
 
 def reconstruct(
     weight: Array, moments: Moments, sparsities: Sequence[BlockSparsity], *, bias: bool = True,
-    damping: float = DAMPING,
-) -> dict[BlockSparsity, Reconstructed]:  # fmt: skip
+    damping: float = DAMPING, stop: Callable[[], bool] = lambda: False,
+) -> dict[BlockSparsity, Reconstructed] | None:  # fmt: skip
     """Prune to several levels of one block shape; exactly ``kept`` blocks are kept of each.
 
-    Without ``bias`` the layer's bias stays as it is. Raises ValueError where the block shapes
-    differ, or a segment of ``moments`` does not begin with a block.
+    Without ``bias`` the layer's bias stays as it is. ``stop`` is asked before every row of blocks:
+    None where it said yes, and the work is lost. Raises ValueError where the block shapes differ,
+    or a segment of ``moments`` does not begin with a block.
     """
     if len({(s.rows, s.columns) for s in sparsities}) != 1:
         raise ValueError("levels of one block shape are reconstructed together")
-    layer = _Layer(weight, moments, sparsities[0].rows, sparsities[0].columns, bias, damping)
-    order, places = layer.trace()
-    result = {}
+    layer = _Layer(weight, moments, sparsities[0].rows, sparsities[0].columns, bias, damping, stop)
+    traced = layer.trace()
+    if traced is None:
+        return None
+    (order, places), result = traced, {}
     for sparsity in sparsities:
         total = len(order)
         gone = places[order[: total - sparsity.kept(*matrix_shape(weight))]]
         mask = np.ones((layer.down, layer.across), np.bool_)
         mask[gone[:, 0], gone[:, 1]] = False
-        result[sparsity] = layer.solve(mask)
+        solved = layer.solve(mask)
+        if solved is None:
+            return None
+        result[sparsity] = solved
     return result
 
 
@@ -124,16 +130,19 @@ def compensate(
 ) -> Reconstructed:  # fmt: skip
     """The best values of the elements ``kept`` (of the weight's shape), the others zero."""
     layer = _Layer(weight, moments, 1, 1, bias, damping)
-    return layer.solve(kept.reshape(layer.matrix.shape))
+    solved = layer.solve(kept.reshape(layer.matrix.shape))
+    assert solved is not None  # nothing stops it
+    return solved
 
 
 class _Layer:
     """A weight as a matrix in blocks, with what its inputs are like."""
 
     def __init__(
-        self, weight: Array, moments: Moments, rows: int, columns: int, bias: bool, damping: float
-    ) -> None:
-        self._weight, self._bias = weight, bias
+        self, weight: Array, moments: Moments, rows: int, columns: int, bias: bool, damping: float,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self._weight, self._bias, self._stop = weight, bias, stop
         self.matrix = weight.reshape(matrix_shape(weight)).astype(np.float64)
         self.rows, self.columns = rows, columns
         self.down, self.across = (ceil_div(n, b) for n, b in zip(
@@ -143,11 +152,13 @@ class _Layer:
         self._starts = moments.starts
         self._hessians = [_damped(moment, damping) for moment in moments.segments]
 
-    def trace(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """The order blocks go in, and (blocks, 2) their rows and columns."""
+    def trace(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]] | None:
+        """The order blocks go in, and (blocks, 2) their rows and columns; None if stopped."""
         losses, places = [], []
         for start, stop, inverse in self._inverses():
             for row in range(self.down):
+                if self._stop():
+                    return None
                 part = self.matrix[row * self.rows : (row + 1) * self.rows, start:stop]
                 loss, columns = _Trace(part, inverse, self.columns).run()
                 losses.append(loss)
@@ -171,14 +182,16 @@ class _Layer:
                 inverse = linalg.cho_solve(factor, np.eye(len(used)), check_finite=False)
                 yield start + first, start + last, inverse
 
-    def solve(self, mask: npt.NDArray[np.bool_]) -> Reconstructed:
-        """The best values of the blocks that stay."""
+    def solve(self, mask: npt.NDArray[np.bool_]) -> Reconstructed | None:
+        """The best values of the blocks that stay; None if stopped."""
         out, inner = self.matrix.shape
         kept = mask.repeat(self.rows, axis=0).repeat(self.columns, axis=1)[:out, :inner]
         result, bias = np.zeros_like(self.matrix), np.zeros(out)
         for hessian, start in zip(self._hessians, self._starts, strict=True):
             stop = start + len(hessian) - 1
             for row in range(0, out, self.rows):
+                if self._stop():
+                    return None
                 rows = slice(row, row + self.rows)
                 chosen = np.flatnonzero(kept[row, start:stop])
                 free = np.append(chosen, stop - start) if self._bias else chosen

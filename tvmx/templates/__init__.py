@@ -3,6 +3,7 @@
 from tvmx.templates._base import Array, Constant, Kernel, ScheduleTemplate
 from tvmx.templates._block_sparse import (
     Accumulators,
+    IndexMap,
     SparseBuffers,
     Views,
     bind,
@@ -72,8 +73,23 @@ from tvmx.templates._packing import (
     pad_axis,
 )
 from tvmx.templates._plane_image import PlaneImage
-from tvmx.templates._reference import Operands, linear, make_operands, reference
+from tvmx.templates._reference import (
+    Operands,
+    linear,
+    make_operands,
+    random_weight,
+    reference,
+)
 from tvmx.templates._registry import ENTRY_POINT_GROUP, Registry, TemplateEntry, TemplateRef
+from tvmx.templates._sparse_code import (
+    IN_CODE,
+    IN_DATA,
+    CodeSums,
+    fits_code,
+    kernel_in_code,
+    structures,
+    sum_in_code,
+)
 from tvmx.templates._sparse_conv import SparseConvEmitter
 from tvmx.templates._sparse_float import sparse_float_kernel, sparse_geometry
 from tvmx.templates._sparse_int8 import (
@@ -82,7 +98,9 @@ from tvmx.templates._sparse_int8 import (
     int8_sparse_kernel,
     most_pixels,
     sum_dots,
+    taps_of,
 )
+from tvmx.templates._sparse_int8_conv import sparse_int8_kernel
 from tvmx.templates._sparse_space import sparse_space
 from tvmx.templates._tiles import (
     divisors,
@@ -98,15 +116,19 @@ __all__ = [
     "DATA_ZERO",
     "DEPTH",
     "ENTRY_POINT_GROUP",
+    "IN_CODE",
+    "IN_DATA",
     "PARAMS",
     "Accumulators",
     "Array",
+    "CodeSums",
     "Constant",
     "ConvGeometry",
     "DirectEmitter",
     "DotForm",
     "DotSums",
     "FloatForm",
+    "IndexMap",
     "Int8Arguments",
     "Kernel",
     "Operands",
@@ -136,6 +158,7 @@ __all__ = [
     "factor_buffer",
     "fingerprint_of",
     "finished",
+    "fits_code",
     "fits_registers",
     "flat",
     "float_form",
@@ -151,6 +174,7 @@ __all__ = [
     "interleave",
     "is_x86",
     "kernel_arguments",
+    "kernel_in_code",
     "line_cycles",
     "linear",
     "load",
@@ -174,6 +198,7 @@ __all__ = [
     "permuted",
     "pixel_of",
     "prefetch",
+    "random_weight",
     "reference",
     "refuse_few_channels",
     "refuse_pointwise",
@@ -187,12 +212,16 @@ __all__ = [
     "sparse_arguments",
     "sparse_float_kernel",
     "sparse_geometry",
+    "sparse_int8_kernel",
     "sparse_space",
     "sparsity_levels",
     "spread",
     "spread_lane",
     "store",
+    "structures",
     "sum_dots",
+    "sum_in_code",
     "sum_pixels",
+    "taps_of",
     "tile_cycles",
 ]  # fmt: skip

@@ -118,24 +118,36 @@ def block_sparse_kernel(
 
     def pack(layer: LayerConstants) -> tuple[Constant, ...]:
         kept = block_rows(layer.weight, sparsity)
-        weight = kept.data.reshape(-1, sparsity.rows).astype(np.float32, copy=False)
-        constants = (weight, *pack_rows(kept, dtype, encode, groups))
-        if layer.bias is None:
-            return constants
-        return (*constants, pack_vector(layer.bias, sparsity.rows, len(kept.indptr) - 1))
+        structure = pack_rows(kept, dtype, encode, groups)
+        return (pack_blocks(kept), *structure, *pack_bias(layer, sparsity.rows, kept))
 
     return Kernel(func=func, pack=pack)
 
 
+def pack_blocks(kept: BlockRows) -> Constant:
+    """float32 (kept, R * C)."""
+    return kept.data.reshape(len(kept.data), -1).astype(np.float32, copy=False)
+
+
+def pack_bias(layer: LayerConstants, rows: int, kept: BlockRows) -> tuple[Constant, ...]:
+    """The bias in blocks of ``rows``, if the layer has one."""
+    if layer.bias is None:
+        return ()
+    return (pack_vector(layer.bias, rows, len(kept.indptr) - 1),)
+
+
 @dataclass(frozen=True)
 class SparseBuffers:
-    """The buffers of a kernel; ``bias`` and ``residual`` are None where the epilogue has none."""
+    """The buffers of a kernel; ``bias`` and ``residual`` are None where the epilogue has none.
+
+    So are ``indices``, ``indptr`` and ``splits`` where the code holds the structure.
+    """
 
     data: Any
     weight: Any
-    indices: Any
-    indptr: Any
-    splits: Any
+    indices: Any | None
+    indptr: Any | None
+    splits: Any | None
     bias: Any | None
     residual: Any | None
     out: Any
@@ -143,24 +155,25 @@ class SparseBuffers:
 
 def emit_kernel(
     workload: Conv2dWorkload | DenseWorkload, data_shape: Sequence[int], out_shape: Sequence[int],
-    dtype: str, groups: int, body: Callable[[SparseBuffers], None],
+    dtype: str, groups: int, body: Callable[[SparseBuffers], None], *, in_code: bool = False,
 ) -> Any:  # fmt: skip
     """The PrimFunc (float32) whose statements ``body`` emits through ``tvmx._tvm.builder``.
 
-    ``dtype`` is the type of the indices; the shapes are the physical ones.
+    ``dtype`` is the type of the indices; the shapes are the physical ones. ``in_code``: there are
+    no indices, nor what else says which blocks are kept.
     """
     from tvmx._tvm import IRBuilder, builder
 
     with IRBuilder() as ir, builder.prim_func(s_tir=True):
         builder.func_name("main")
         builder.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
-        body(sparse_arguments(workload, data_shape, out_shape, dtype, groups))
+        body(sparse_arguments(workload, data_shape, out_shape, dtype, groups, in_code=in_code))
     return ir.get()
 
 
 def sparse_arguments(
     workload: Conv2dWorkload | DenseWorkload, data_shape: Sequence[int], out_shape: Sequence[int],
-    dtype: str, groups: int,
+    dtype: str, groups: int, *, in_code: bool = False,
 ) -> SparseBuffers:  # fmt: skip
     """Emit the arguments of a float kernel; see :func:`emit_kernel`."""
     from tvmx._tvm import builder
@@ -177,9 +190,9 @@ def sparse_arguments(
     return SparseBuffers(
         argument("data", data_shape),
         argument("weight", (kept, sparsity.rows)),
-        argument("indices", (kept,), dtype),
-        argument("indptr", (rows + 1,), "int32"),
-        argument("splits", (groups + 1,), "int32"),
+        None if in_code else argument("indices", (kept,), dtype),
+        None if in_code else argument("indptr", (rows + 1,), "int32"),
+        None if in_code else argument("splits", (groups + 1,), "int32"),
         argument("bias", (rows, sparsity.rows)) if has.bias else None,
         argument("residual", out_shape) if has.residual else None,
         argument("out", out_shape),

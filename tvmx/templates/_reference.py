@@ -42,23 +42,37 @@ def make_operands(workload: Conv2dWorkload | DenseWorkload) -> Operands:
 
     An int8 output covers the s8 range, saturating here and there.
     """
-    rng = np.random.default_rng(int(workload.digest, 16))
-
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    fan_in = int(np.prod(workload.weight_shape[1:]))
-    data = normal(*workload.data_shape)
-    weight = normal(*workload.weight_shape) * np.float32(fan_in**-0.5)
-    bias = normal(workload.weight_shape[0]) if workload.epilogue.bias else None
-    residual = normal(*workload.out_shape) if workload.epilogue.residual else None
-    sparsity = BlockSparsity.parse(workload.sparsity)
-    if sparsity is not None:
-        weight = prune(weight, sparsity)
+    rng = _generator(workload)
+    data, weight = _data_and_weight(workload, rng)
+    bias = _normal(rng, workload.weight_shape[0]) if workload.epilogue.bias else None
+    residual = _normal(rng, *workload.out_shape) if workload.epilogue.residual else None
     if workload.dtype == "int8":
         return _int8_operands(workload, rng, weight, bias)
     constants = LayerConstants(weight, bias)
     return Operands(data, constants, residual, reference(workload, data, constants, residual))
+
+
+def random_weight(workload: Conv2dWorkload | DenseWorkload) -> Array:
+    """The weight of :func:`make_operands`, float32, alone."""
+    return _data_and_weight(workload, _generator(workload))[1]
+
+
+def _generator(workload: Conv2dWorkload | DenseWorkload) -> np.random.Generator:
+    return np.random.default_rng(int(workload.digest, 16))
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _data_and_weight(
+    workload: Conv2dWorkload | DenseWorkload, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Float data, and a weight that is pruned where the workload is sparse."""
+    data, fan_in = _normal(rng, *workload.data_shape), int(np.prod(workload.weight_shape[1:]))
+    weight = _normal(rng, *workload.weight_shape) * np.float32(fan_in**-0.5)
+    sparsity = BlockSparsity.parse(workload.sparsity)
+    return data, weight if sparsity is None else prune(weight, sparsity)
 
 
 def _int8_operands(

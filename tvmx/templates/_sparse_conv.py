@@ -64,9 +64,17 @@ class SparseConvEmitter(DirectEmitter):
                 y, x = self._origin(run % self.tasks)
                 words = self._words(whole, n, y, x)
                 assert (words.block, words.row, words.column) == self.strides
-                with for_group(self.splits, group) as row:
-                    self._pass(words, n, row, y, x, Part(0, self.g.in_blocks))
+                self._rows(words, n, group, y, x)
         return ir.get()
+
+    def _rows(self, words: Words, n: Any, group: Any, y: Any, x: Any) -> None:
+        """Emit the block rows of a group, over all tiles of a task."""
+        with for_group(self.splits, group) as row:
+            self._row(words, n, row, y, x)
+
+    def _row(self, words: Words, n: Any, row: Any, y: Any, x: Any) -> None:
+        """Emit one block row over all tiles of a task."""
+        self._pass(words, n, row, y, x, Part(0, self.g.in_blocks))
 
     @abstractmethod
     def _arguments(self) -> None:

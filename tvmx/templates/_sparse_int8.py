@@ -1,10 +1,12 @@
 """What int8 block-sparse templates share: sums of dot products over the blocks that a row keeps.
 
 A block is ``lanes`` outputs x ``step`` inputs: the vector of weights and the word of data that one
-dot product takes (see :class:`tvmx.templates.DotForm`). Where a dot takes two words at once they
-are those of any two blocks of a row; a last one is multiplied alone. The constants of a kernel are
-``weight`` int8 (kept, lanes * step), ``indices``, ``indptr``, ``splits`` as in float
-(``_block_sparse``), then ``bias``, ``multiplier`` and ``params`` (``_int8``).
+dot product takes (see :class:`tvmx.templates.DotForm`). In a convolution of several taps it has
+all taps of ``step`` input channels, a dot for each: these are neighbours in the weight's matrix.
+Where a dot takes two words at once they are those of any two dots of a row; a last one is
+multiplied alone. The constants of a kernel are ``weight`` int8 (kept * taps, lanes * step),
+``indices``, ``indptr``, ``splits`` as in float (``_block_sparse``), then ``bias``, ``multiplier``
+and ``params`` (``_int8``).
 """
 
 from __future__ import annotations
@@ -37,10 +39,15 @@ Words = Callable[[Sequence[Any]], Iterable[tuple[int, list[Any]]]]
 """From the indices of some blocks: per pixel of a tile, its word for each, spread to a vector."""
 
 
+def taps_of(w: Layer) -> int:
+    """Dot products of a block."""
+    return 1 if isinstance(w, DenseWorkload) else w.kernel[0] * w.kernel[1]
+
+
 def int8_sparse_kernel(
     func: Any, w: Layer, form: DotForm, dtype: str, encode: IndexMap, groups: int
 ) -> Kernel:
-    """The int8 kernel of blocks of a dot product, with its packing; see :func:`pack_rows`."""
+    """The int8 kernel of blocks of dot products, with its packing; see :func:`pack_rows`."""
     sparsity = BlockSparsity.parse(w.sparsity)
     assert sparsity is not None
 
@@ -50,7 +57,9 @@ def int8_sparse_kernel(
         constants = epilogue_constants(
             layer, w.epilogue, form.lanes, weight_correction=correction
         )  # fmt: skip
-        weight = kept.data.reshape(-1, form.lanes * form.step).astype(np.int8)
+        # (kept, lanes, step, taps) -> (kept, taps, lanes, step)
+        blocks = kept.data.reshape(-1, form.lanes, form.step, taps_of(w)).transpose(0, 3, 1, 2)
+        weight = blocks.reshape(-1, form.lanes * form.step).astype(np.int8)
         return (weight, *pack_rows(kept, dtype, encode, groups), *constants)
 
     return Kernel(func=func, pack=pack)
@@ -87,7 +96,7 @@ class Int8Arguments:
             return builder.arg(name, builder.buffer(tuple(shape), kind))
 
         self.data = argument("data", data_shape, "int8")
-        self.weight = argument("weight", (kept, form.lanes * form.step), "int8")
+        self.weight = argument("weight", (kept * taps_of(w), form.lanes * form.step), "int8")
         self.indices = argument("indices", (kept,), dtype)
         self.indptr = argument("indptr", (rows + 1,), "int32")
         self.splits = argument("splits", (groups + 1,), "int32")
@@ -145,36 +154,49 @@ class DotSums:
 
 
 def sum_dots(
-    arguments: Int8Arguments, row: Any, form: DotForm, pixels: int, unroll: int, words: Words
-) -> DotSums:
-    """Emit the sums of one block row over the pixels of a tile."""
+    arguments: Int8Arguments, row: Any, form: DotForm, pixels: int, unroll: int, words: Words,
+    taps: Sequence[int] = (0,),
+) -> DotSums:  # fmt: skip
+    """Emit the sums of one block row over the pixels of a tile.
+
+    ``taps`` are the words from a block's index to that of each of its dots.
+    """
     from tvmx._tvm import builder
 
     taken = 2 if form.pairs else 1
+    group = taken if len(taps) == 1 else 1  # blocks: several taps are pairs by themselves
     splits = 1
     while 2 * splits <= unroll and 2 * splits * pixels * form.parts <= LATENCY_SUMS:
         splits *= 2
     sums = DotSums(form, pixels, splits)
 
     def steps(first: Any, count: int) -> None:
-        """Emit ``count`` blocks from ``first`` on, ``taken`` at a time."""
-        for number in range(0, count, taken):
-            blocks = [
-                bind("block", first + (number + i)) for i in range(min(taken, count - number))
-            ]
-            indices = [
-                bind("index", load(arguments.indices, block).astype("int32")) for block in blocks
-            ]
+        """Emit the dots of ``count`` blocks from ``first`` on, ``taken`` at a time."""
+        dots = [(number, tap) for number in range(count) for tap in range(len(taps))]
+        bases: dict[int, tuple[Any, Any]] = {}
+        for turn in range(0, len(dots), taken):
+            now = dots[turn : turn + taken]
+            for number, _ in now:
+                if number not in bases:
+                    block = bind("block", first + number)
+                    index = bind("index", load(arguments.indices, block).astype("int32"))
+                    bases[number] = (block, index)
             weights = [
-                bind("weights", load(arguments.weight, block, 0, lanes=form.lanes * form.step))
-                for block in blocks
-            ]
-            for pixel, spreads in words(indices):
-                sums.add(pixel, spreads, weights, number // taken)
+                bind(
+                    "weights",
+                    load(
+                        arguments.weight, bases[number][0] * len(taps) + tap, 0,
+                        lanes=form.lanes * form.step,
+                    ),
+                )
+                for number, tap in now
+            ]  # fmt: skip
+            for pixel, spreads in words([bases[number][1] + taps[tap] for number, tap in now]):
+                sums.add(pixel, spreads, weights, turn // taken)
 
     first = bind("start", load(arguments.indptr, row))
     left = bind("count", load(arguments.indptr, row + 1) - first)
-    for size in sorted({taken * unroll, taken, 1}, reverse=True):
+    for size in sorted({group * unroll, group, 1}, reverse=True):
         turns = left if size == 1 else bind("turns", left // size)
         with builder.serial(0, turns) as turn:
             steps(bind("first", first + turn * size), size)

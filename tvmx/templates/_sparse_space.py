@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvmx.ir import BlockSparsity, Conv2dWorkload, Space, ceil_div
 from tvmx.targets import Target
 from tvmx.templates._block_sparse import matrix_of
 from tvmx.templates._image import ConvGeometry
+from tvmx.templates._sparse_code import IN_CODE, IN_DATA, fits_code, structures
 
 CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)
 GROUPS = (1, 2, 4, 8, 16, 32)
@@ -23,13 +24,21 @@ IN_ORDER_PIXELS, IN_ORDER_UNROLL = 8, 4
 
 
 def sparse_space(
-    w: Conv2dWorkload, g: ConvGeometry[Any], target: Target, limit: int, pads: Sequence[str]
-) -> Space:
+    w: Conv2dWorkload, g: ConvGeometry[Any], target: Target, limit: int, pads: Sequence[str],
+    *, code: bool = False, unrolls: Sequence[int] = UNROLLS,
+) -> Space:  # fmt: skip
     """The space of :class:`tvmx.templates.SparseConvEmitter`'s knobs.
 
-    Tiles have at most ``limit`` pixels; the first of ``pads`` is the default's.
+    Tiles have at most ``limit`` pixels; the first of ``pads`` is the default's. ``code``: there is
+    the knob ``structure``, too.
     """
     heights, widths = _tiles(g, limit)
+    default = _default(w, g, target, [(h, t) for h in heights for t in widths if h * t <= limit])
+    default |= {"pad": pads[0]}
+    if code:
+        default |= {"structure": IN_DATA}
+        if target.big.in_order and _code_is_legal(w, default | {"unroll": 1}):
+            default |= {"structure": IN_CODE, "unroll": 1}
     return Space(
         {
             "oh_tile": heights,
@@ -38,16 +47,24 @@ def sparse_space(
             "groups": [n for n in GROUPS if n <= g.out_blocks],
             "order": ["run", "group"],
             "pad": list(pads),
-            "unroll": list(UNROLLS),
+            "unroll": list(unrolls),
+            **({"structure": structures(w)} if code else {}),
         },
-        default=_default(w, g, target, [(h, t) for h in heights for t in widths if h * t <= limit])
-        | {"pad": pads[0]},
+        default=default,
         constraint=lambda c: (
             c["oh_tile"] * c["ow_tile"] <= limit
             and c["chunk"] <= g.units(c["oh_tile"], c["ow_tile"])
             and (c["order"] == "run" or c["groups"] > 1)
+            and (not code or c["structure"] == IN_DATA or _code_is_legal(w, c))
         ),
     )
+
+
+def _code_is_legal(w: Conv2dWorkload, c: Mapping[str, Any]) -> bool:
+    """Whether the structure may be code: all rows of it in one group, no loop to unroll."""
+    return (
+        c["groups"] == 1 and c["unroll"] == 1 and fits_code(w, c["oh_tile"] * c["ow_tile"])
+    )  # fmt: skip
 
 
 def _balanced(extent: int, size: int) -> int:
