@@ -97,6 +97,12 @@ def test_relative_error_is_relative_to_the_range() -> None:
     assert relative_error(constant + 2, constant) == pytest.approx(0.25)
 
 
+def test_values_that_differ_by_rounding_alone_have_no_range() -> None:
+    constant = np.full(3, 8.0, np.float32)
+    almost = np.nextafter(constant, np.array([9, 8, 8], np.float32))
+    assert relative_error(constant, almost) < 1e-3 < relative_error(constant + 1e-4, almost)
+
+
 def test_integers_do_not_wrap_around() -> None:
     expected = np.array([-128, 127], np.int8)
     assert relative_error(np.array([127, -128], np.int8), expected) == pytest.approx(1.0)

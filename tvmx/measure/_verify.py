@@ -17,14 +17,18 @@ class WrongOutputError(Exception):
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """max|actual - expected| over (max - min of expected); over max|expected| if that is 0."""
+    """max|actual - expected| over (max - min of expected); over max|expected| if that is 0.
+
+    A range that is less than a thousandth of max|expected| counts as so much: rounding errors are
+    as large as the values, not as their differences.
+    """
     if expected.size == 0:
         return 0.0
     wide = np.result_type(expected.dtype, np.float32 if expected.dtype.kind == "f" else np.float64)
     reference = expected.astype(wide, copy=False)
     error = float(np.max(np.abs(actual.astype(wide, copy=False) - reference)))
-    span = float(reference.max() - reference.min()) or float(np.abs(reference).max()) or 1.0
-    return error / span
+    span, size = float(reference.max() - reference.min()), float(np.abs(reference).max())
+    return error / (max(span, size / 1000) if span else size or 1.0)
 
 
 def check_output(
