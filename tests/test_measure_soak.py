@@ -1,7 +1,11 @@
-"""500 measurements on two boards under random faults end with exactly the expected records."""
+"""Measurements on two boards under random faults end with exactly the expected records.
+
+``TVMX_SOAK=500`` makes so many of them (about two minutes), in the place of 240.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -18,12 +22,12 @@ from tvmx.store import Journal, MeasurementKey, MeasurementRecord
 
 pytestmark = [pytest.mark.rpc, pytest.mark.slow, pytest.mark.timeout(600)]
 
-COUNT = 500
-BAD = {"wrong-output": 30, "crash": 25, "load": 5, "timeout": 2}
+COUNT = int(os.environ.get("TVMX_SOAK", "240"))
+BAD = {"wrong-output": COUNT // 16, "crash": COUNT // 20, "load": COUNT // 80, "timeout": 2}
 SEED = 20261121
 DEADLINES = Deadlines(queue=4, connect=3, upload=2, load=1, run=1)
 POLICY = TimingPolicy(min_repeat_ms=0.1, number=16, repeats=1, min_repeats=1)
-BATCH = 100
+BATCH = 60
 
 
 class Chaos:
@@ -174,6 +178,6 @@ def test_soak(tmp_path: Path) -> None:
             assert measured["median_us"] >= 5000
         if status in ("ok", "wrong-output"):
             assert measured["server"] in {board.server for board in boards}
-    assert sum(chaos.faults.values()) >= 20 and len(chaos.faults) == 4
+    assert sum(chaos.faults.values()) >= COUNT // 25 and len(chaos.faults) == 4
     assert sum(report.measured for report in reports) == expected.count("ok")
-    assert took < 400
+    assert took < 400 * COUNT / 500

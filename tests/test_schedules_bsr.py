@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from typing import Any
@@ -15,6 +16,7 @@ from tests.network_plans import execute, host, narrow
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
 from tvmx.ir import (
+    DENSE,
     LEVELS,
     BlockSparsity,
     Conv2dWorkload,
@@ -27,7 +29,7 @@ from tvmx.ir import (
 from tvmx.numerics import LayerConstants, prune
 from tvmx.targets import Target, load_target
 from tvmx.templates import Operands, ScheduleTemplate, load_template
-from tvmx.testing.templates import TemplateTestCase, kernel_arrays
+from tvmx.testing.templates import AnyWorkload, TemplateTestCase, kernel_arrays
 
 Array = npt.NDArray[Any]
 Layer = Conv2dWorkload | DenseWorkload
@@ -41,24 +43,33 @@ def load(name: str) -> ScheduleTemplate:
     return load_template(name, schedules_dir() / f"{name}.py")
 
 
-class TestDenseBsr(TemplateTestCase):
+class Sparse(TemplateTestCase):
+    """Each layer at one of the levels, in turn; all of them in the tests below."""
+
+    random_configs = 1
+
+    @functools.cached_property
+    def cases(self) -> list[AnyWorkload]:
+        every: dict[str, list[AnyWorkload]] = {}
+        for layer in super().cases:
+            every.setdefault(layer.model_copy(update={"sparsity": DENSE}).digest, []).append(layer)
+        return [found[number % len(found)] for number, found in enumerate(every.values())]
+
+
+class TestDenseBsr(Sparse):
     template = load("dense_bsr")
-    random_configs = 1
 
 
-class TestConv1x1Bsr(TemplateTestCase):
+class TestConv1x1Bsr(Sparse):
     template = load("conv1x1_bsr")
-    random_configs = 1
 
 
-class TestConv3x3Bsr(TemplateTestCase):
+class TestConv3x3Bsr(Sparse):
     template = load("conv3x3_bsr")
-    random_configs = 1
 
 
-class TestConv1x1BsrNchw(TemplateTestCase):
+class TestConv1x1BsrNchw(Sparse):
     template = load("conv1x1_bsr_nchw")
-    random_configs = 1
 
 
 def conv(

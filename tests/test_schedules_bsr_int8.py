@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.network_plans import host, narrow
-from tests.test_schedules_bsr import EVERYTHING, PLAIN_SUM, RELU, conv, dense, load
+from tests.test_schedules_bsr import EVERYTHING, PLAIN_SUM, RELU, Sparse, conv, dense, load
 from tvmx import _tvm
 from tvmx.ir import (
     BlockSparsity,
@@ -24,21 +24,19 @@ from tvmx.ir import (
 from tvmx.numerics import requantise
 from tvmx.targets import Target, load_target
 from tvmx.templates import Operands, ScheduleTemplate, make_operands
-from tvmx.testing.templates import TemplateTestCase, kernel_arrays
+from tvmx.testing.templates import kernel_arrays
 
 Array = npt.NDArray[Any]
 Layer = Conv2dWorkload | DenseWorkload
 NAMES = ["conv1x1_bsr_int8", "dense_bsr_int8"]
 
 
-class TestConv1x1BsrInt8(TemplateTestCase):
+class TestConv1x1BsrInt8(Sparse):
     template = load("conv1x1_bsr_int8")
-    random_configs = 1
 
 
-class TestDenseBsrInt8(TemplateTestCase):
+class TestDenseBsrInt8(Sparse):
     template = load("dense_bsr_int8")
-    random_configs = 1
 
 
 LAYERS: dict[str, list[Layer]] = {

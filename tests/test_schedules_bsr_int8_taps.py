@@ -13,22 +13,20 @@ import pytest
 
 from tests.disassembly import inner_loop
 from tests.network_plans import host, narrow
-from tests.test_schedules_bsr import EVERYTHING, PLAIN_SUM, RELU, load
+from tests.test_schedules_bsr import EVERYTHING, PLAIN_SUM, RELU, Sparse, load
 from tests.test_schedules_bsr_code import assembly
 from tests.test_schedules_bsr_int8 import run, sparse
 from tvmx.ir import BlockSparsity, Conv2dWorkload, Epilogue, Rounding
 from tvmx.numerics import requantise
 from tvmx.targets import load_target
 from tvmx.templates import Operands, make_operands
-from tvmx.testing.templates import TemplateTestCase
 
 Array = npt.NDArray[Any]
 TEMPLATE = load("conv3x3_bsr_int8")
 
 
-class TestConv3x3BsrInt8(TemplateTestCase):
+class TestConv3x3BsrInt8(Sparse):
     template = TEMPLATE
-    random_configs = 1
 
 
 def conv(

@@ -17,16 +17,13 @@ import pytest
 from tests import test_schedules_smmla as arm
 from tests.disassembly import inner_loop
 from tests.network_plans import narrow
-from tests.simulated import board_or_skip
 from tests.test_disassembly_int8 import WORKLOADS, assembly, count, spills
 from tests.test_numerics_fixed_point import FIXED, theirs
 from tests.test_schedules_depthwise_int8 import CORNERS
 from tests.test_schedules_int8 import vectors
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
-from tvmx.build import SYMBOL, BuildPool, KernelBuild
-from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Rounding, to_physical
-from tvmx.measure import KernelJob, TimingPolicy
+from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, Rounding
 from tvmx.numerics import LayerConstants, Requantise
 from tvmx.targets import Target, load_target
 from tvmx.templates import (
@@ -37,7 +34,6 @@ from tvmx.templates import (
     factor,
     load,
     load_template,
-    make_operands,
     requantised,
     store,
 )
@@ -161,52 +157,6 @@ def _requantising(rows: int, form: str, rounding: Rounding) -> Any:
             store(out, found, i, 0, lanes=16)
     module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": ir.get()}), load_target("host"))
     return module["kernel"]
-
-
-@pytest.mark.rpc
-@pytest.mark.slow
-@pytest.mark.emulated
-@pytest.mark.parametrize(
-    ("board", "names"),
-    [
-        ("rpi4", ("conv2d_int8", "dense_int8", "depthwise_int8")),
-        ("rpi5", ("conv2d_int8", "dense_int8", "depthwise_int8")),
-        ("orion-o6", ("conv2d_smmla", "dense_smmla")),
-    ],
-)
-def test_in_the_instructions_of_a_board(board: str, names: tuple[str, ...], tmp_path: Path) -> None:
-    target, jobs = load_target(board), []
-    simulated = board_or_skip(board)
-    with BuildPool(1) as pool:
-        built = []
-        for name in names:
-            for workload in cases(name, target, 2):
-                config = named(name).space(workload, target).default
-                path = schedules_dir() / f"{name}.py"
-                build = KernelBuild.of(workload, name, path, config, target, tmp_path)
-                built.append((name, workload, pool.submit(build)))
-        for name, workload, library in built:
-            done = library.result()
-            assert done.ok, done.error
-            jobs.append(_job(name, workload, target, done.library))
-    once = TimingPolicy(repeats=1, min_repeats=1, warmup=0, number=1)
-    with simulated, simulated.runner(arch="aarch64") as runner:
-        results = runner.measure(jobs, once)
-    assert [r.message for r in results if not r.ok] == []
-
-
-def _job(name: str, workload: Workload, target: Target, library: Path) -> KernelJob:
-    """The job that checks a library's output to the bit."""
-    template = named(name)
-    kernel = template.build(workload, template.space(workload, target).default, target)
-    operands, (read, written) = make_operands(workload), template.layouts(workload, target)
-    expected = to_physical(operands.expected, written)
-    return KernelJob(
-        library=library, symbol=SYMBOL, out_shape=expected.shape, expected=expected,
-        inputs=(to_physical(operands.data, read), *kernel.constants(operands.constants)),
-        out_dtype=str(expected.dtype), layout=written, channels=workload.out_shape[1],
-        label=workload.describe(),
-    )  # fmt: skip
 
 
 @functools.cache

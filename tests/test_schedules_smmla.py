@@ -1,7 +1,7 @@
 """Templates of Arm's matrix product of bytes (i8mm): exact, in the code, and chosen where it pays.
 
-Two ways to run them here: every shape with the instruction spelt out in plain arithmetic, on this
-machine; and some with the instruction itself, on an emulated core.
+Here every shape runs with the instruction spelt out in plain arithmetic, on this machine; in
+``test_schedules_emulated.py`` some do with the instruction itself, on an emulated core.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,16 @@ import pytest
 
 from tests.disassembly import inner_loop
 from tests.network_plans import narrow
-from tests.simulated import board_or_skip
 from tests.test_disassembly_int8 import count, spills
 from tvmx import _tvm
 from tvmx._resources import schedules_dir
-from tvmx.build import SYMBOL, BuildPool, KernelBuild
-from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue, to_physical
-from tvmx.measure import KernelJob, TimingPolicy
+from tvmx.ir import Conv2dWorkload, DenseWorkload, Epilogue
 from tvmx.targets import Target, load_target
 from tvmx.templates import (
     Registry,
     ScheduleTemplate,
     in_squares,
     load_template,
-    make_operands,
     pack_mmla_weight,
 )
 from tvmx.testing.templates import TemplateTestCase, evaluate_template
@@ -132,52 +127,6 @@ def test_exact_at_the_default_and_at_other_configs(workload: Workload, here: Tar
         *random.Random(workload.digest).sample(points, min(2, len(points))),
     ]:
         assert evaluate_template(template, workload, here, config).absolute == 0, config
-
-
-@pytest.mark.rpc
-@pytest.mark.slow
-@pytest.mark.emulated
-def test_exact_by_the_instruction_itself(tmp_path: Path) -> None:
-    target = load_target(BOARD)
-    board = board_or_skip(BOARD)
-    jobs = []
-    with BuildPool(1) as pool:
-        built = [
-            (w, pool.submit(kernel_build(w, target, tmp_path))) for w in [*ODD[::2], *DENSE[::2]]
-        ]
-        for workload, library in built:
-            done = library.result()
-            assert done.ok, done.error
-            jobs.append(kernel_job(workload, target, done.library))
-    once = TimingPolicy(repeats=1, min_repeats=1, warmup=0, number=1)
-    with board, board.runner(arch="aarch64") as runner:
-        results = runner.measure(jobs, once)
-    assert [r.message for r in results if not r.ok] == []
-    assert all(r.simulated is not None for r in results)
-
-
-def kernel_build(workload: Workload, target: Target, folder: Path) -> KernelBuild:
-    name = f"{workload.op}_smmla"
-    config = load(name).space(workload, target).default
-    path = schedules_dir() / f"{name}.py"
-    return KernelBuild.of(workload, name, path, config, target, folder)
-
-
-def kernel_job(workload: Workload, target: Target, library: Path) -> KernelJob:
-    """The job that checks a library's output to the bit."""
-    template = load(f"{workload.op}_smmla")
-    kernel = template.build(workload, template.space(workload, target).default, target)
-    operands = make_operands(workload)
-    read, written = template.layouts(workload, target)
-    inputs = [to_physical(operands.data, read), *kernel.constants(operands.constants)]
-    if operands.residual is not None:
-        inputs.append(to_physical(operands.residual, written))
-    expected = to_physical(operands.expected, written)
-    return KernelJob(
-        library=library, symbol=SYMBOL, inputs=tuple(inputs), out_shape=expected.shape,
-        out_dtype=str(expected.dtype), expected=expected, layout=written,
-        channels=workload.out_shape[1], label=workload.describe(),
-    )  # fmt: skip
 
 
 def test_packing_puts_two_outputs_of_eight_channels_together() -> None:
