@@ -21,13 +21,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.mutated_bytes import Mutation, flipped, flipped_head, moved, truncated
 from tests.mutation_runs import judge_many, wind_clock
 from tests.qdq_models import QdqModel
 from tvmx.errors import TvmxError
 from tvmx.testing.models import conv_model, graph_model, onnx_reference, residual_model
 
 make = helper.make_node
-Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def quantised() -> onnx.ModelProto:
@@ -108,32 +108,6 @@ def seeds() -> tuple[bytes, ...]:
         mixed(),
     )  # fmt: skip
     return tuple(proto.SerializeToString() for proto in protos)
-
-
-def flipped(data: bytes, rng: random.Random) -> bytes:
-    """Some bits."""
-    out = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
-    return bytes(out)
-
-
-def flipped_head(data: bytes, rng: random.Random) -> bytes:
-    """Some bits of the structure, which weights follow."""
-    cut = min(len(data), 1500)
-    return flipped(data[:cut], rng) + data[cut:]
-
-
-def truncated(data: bytes, rng: random.Random) -> bytes:
-    """The file ends early."""
-    return data[: rng.randrange(len(data))]
-
-
-def moved(data: bytes, rng: random.Random) -> bytes:
-    """A stretch of the file goes elsewhere."""
-    length, start, to = rng.randint(1, 200), rng.randrange(len(data)), rng.randrange(len(data))
-    rest = data[:start] + data[start + length :]
-    return rest[:to] + data[start : start + length] + rest[to:]
 
 
 def structured(change: Callable[[onnx.GraphProto, random.Random], None]) -> Mutation:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.mutated_bytes import Mutation, flipped, flipped_head, moved, truncated
 from tests.mutation_runs import judge_many, wind_clock
 from tests.relay_files import DATA, Array, call, module_json, params_file, run, var
 from tests.relay_reference import UnknownError, evaluate, json_main, same
@@ -28,36 +29,9 @@ from tvmx.frontends.relay._graph import Function, GlobalVar, Let, Tuple, TupleGe
 from tvmx.frontends.relay._ndarray import parse_array, read_params
 from tvmx.frontends.relay._text import read_text
 
-Mutation = Callable[[bytes, random.Random], bytes]
 _SMALL = 3  # of the seeds
 _LARGE = 1 << 24  # elements
 _BEYOND = 1e6  # sums in another order come out otherwise
-
-
-def flipped(data: bytes, rng: random.Random) -> bytes:
-    """Some bits."""
-    out = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
-    return bytes(out)
-
-
-def flipped_head(data: bytes, rng: random.Random) -> bytes:
-    """Some bits of the names and headers that weights follow."""
-    cut = min(len(data), 1500)
-    return flipped(data[:cut], rng) + data[cut:]
-
-
-def truncated(data: bytes, rng: random.Random) -> bytes:
-    """The file ends early."""
-    return data[: rng.randrange(len(data))]
-
-
-def moved(data: bytes, rng: random.Random) -> bytes:
-    """A stretch of the file goes elsewhere."""
-    length, start, to = rng.randint(1, 200), rng.randrange(len(data)), rng.randrange(len(data))
-    rest = data[:start] + data[start + length :]
-    return rest[:to] + data[start : start + length] + rest[to:]
 
 
 _NUMBERS = ("0", "-1", "1", "2", "3", "7", "4294967296", "2147483648", "1099511627776",
