@@ -23,7 +23,7 @@ from tvmx.ir import (
 )
 from tvmx.numerics import requantise
 from tvmx.targets import Target, load_target
-from tvmx.templates import Operands, ScheduleTemplate, make_operands
+from tvmx.templates import Kernel, Operands, ScheduleTemplate, make_operands
 from tvmx.testing.templates import kernel_arrays
 
 Array = npt.NDArray[Any]
@@ -81,6 +81,13 @@ def run(
 ) -> Array:
     """The logical output of the kernel, compiled for this machine."""
     kernel = template.build(layer, config or template.space(layer, target).default, target)
+    return compute(template, kernel, layer, target, operands)
+
+
+def compute(
+    template: ScheduleTemplate, kernel: Kernel, layer: Layer, target: Target, operands: Operands
+) -> Array:
+    """The logical output of a kernel that ``template`` built."""
     arrays = kernel_arrays(template, kernel, layer, target, operands)
     func = kernel.func.with_attr("global_symbol", "kernel")
     module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": func}), target)

@@ -29,16 +29,16 @@ from tests.test_schedules_bsr import (
     operands_of,
     variants,
 )
+from tests.test_schedules_bsr_int8 import compute
 from tvmx import _tvm
 from tvmx.errors import TemplateError
-from tvmx.ir import BlockSparsity, Config, Conv2dWorkload, DenseWorkload, Plan, to_logical
+from tvmx.ir import BlockSparsity, Config, Conv2dWorkload, DenseWorkload, Plan
 from tvmx.numerics import prune
 from tvmx.passes import choose, lower
 from tvmx.targets import Target, load_target
-from tvmx.templates import IN_CODE, Kernel, Operands, ScheduleTemplate, linear, make_operands
+from tvmx.templates import IN_CODE, Operands, ScheduleTemplate, linear, make_operands
 from tvmx.templates._sparse_code import MOST_BLOCKS, MOST_PRODUCTS
 from tvmx.testing.models import graph_model, onnx_reference
-from tvmx.testing.templates import kernel_arrays
 
 Array = npt.NDArray[Any]
 Layer = Conv2dWorkload | DenseWorkload
@@ -72,18 +72,6 @@ def answer(layer: Layer, operands: Operands) -> Array:
     assert operands.constants.bias is not None and operands.residual is not None
     out = out + operands.constants.bias.reshape(1, -1, 1, 1) + operands.residual
     return np.clip(out, layer.epilogue.clip_min, layer.epilogue.clip_max)
-
-
-def compute(
-    template: ScheduleTemplate, kernel: Kernel, layer: Layer, target: Target, operands: Operands
-) -> Array:
-    arrays = kernel_arrays(template, kernel, layer, target, operands)
-    func = kernel.func.with_attr("global_symbol", "kernel")
-    module = _tvm.build_module(_tvm.tvm.IRModule({"kernel": func}), target)
-    arguments = [_tvm.tvm.runtime.tensor(a) for a in arrays]
-    module["kernel"](*arguments)
-    out = arguments[-1].numpy()
-    return to_logical(out, template.layouts(layer, target)[1], layer.out_shape[1])
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["host", "narrow"])

@@ -11,7 +11,7 @@ from tvmx.ir import DataSource
 
 MANIFEST_SCHEMA = 1
 
-# A plain file name: no folder, no parent, nothing hidden.
+# A file name, at most one folder deep: no parent, nothing hidden.
 _NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 FileName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

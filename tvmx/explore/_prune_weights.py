@@ -23,15 +23,7 @@ def weight_files(plan: Plan, network: Network) -> dict[str, bytes]:
 
     Raises BuildError where ``network`` does not have its weights.
     """
-    files = {}
-    for digest, constants in constants_named(network, plan).items():
-        stream, weight = io.BytesIO(), constants.weight
-        if constants.bias is None:
-            np.savez_compressed(stream, weight=weight)
-        else:
-            np.savez_compressed(stream, weight=weight, bias=constants.bias)
-        files[f"{FOLDER}/{digest}.npz"] = stream.getvalue()
-    return files
+    return {_name(d): _content(c) for d, c in constants_named(network, plan).items()}
 
 
 def save_weights(folder: Path, plan: Plan, network: Network) -> None:
@@ -39,11 +31,24 @@ def save_weights(folder: Path, plan: Plan, network: Network) -> None:
 
     Raises UnwritableError, and BuildError as :func:`weight_files` does.
     """
-    for name, content in weight_files(plan, network).items():
-        path = folder / name
-        if not path.is_file():
+    for digest, constants in constants_named(network, plan).items():
+        path = folder / _name(digest)
+        if not path.is_file():  # plans of a run share most of them
             make_folder(path.parent)
-            write_atomic(path, content)
+            write_atomic(path, _content(constants))
+
+
+def _name(digest: str) -> str:
+    return f"{FOLDER}/{digest}.npz"
+
+
+def _content(constants: LayerConstants) -> bytes:
+    stream, weight = io.BytesIO(), constants.weight
+    if constants.bias is None:
+        np.savez_compressed(stream, weight=weight)
+    else:
+        np.savez_compressed(stream, weight=weight, bias=constants.bias)
+    return stream.getvalue()
 
 
 def with_weights(folder: Path, plan: Plan, network: Network) -> Network:
@@ -56,7 +61,7 @@ def with_weights(folder: Path, plan: Plan, network: Network) -> Network:
     pruned = {}
     for choice in plan.choices:
         if choice.weights and choice.layer in layers:
-            path, index = folder / FOLDER / f"{choice.weights}.npz", layers[choice.layer]
+            path, index = folder / _name(choice.weights), layers[choice.layer]
             constants = _load(path, choice.weights)
             step = steps[index]
             shapes = [None if a is None else a.shape for a in (step.weight, step.bias)]
