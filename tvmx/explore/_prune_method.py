@@ -45,7 +45,7 @@ class Reconstruction(BaseModel):
         if not path.is_file():
             return None
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as err:
             raise StoreError(
                 f"{path} is damaged", hint="explore again with --fresh, or into another folder"
